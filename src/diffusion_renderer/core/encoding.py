@@ -1,0 +1,62 @@
+"""How each buffer becomes a network image in [0, 1] and back.
+
+Base colour and diffuse albedo are sRGB-encoded, normals are ``0.5 n + 0.5``, depth is relative per clip, roughness and metallic
+are linear. One-channel buffers are repeated to three channels and read back as the mean of the three. PNG files hold the same
+encoding, with one channel where the buffer has one.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.core.types import BUFFER_CHANNELS
+
+
+def relative_depth(depth: Float[Tensor, "frames 1 height width"]) -> Float[Tensor, "frames 1 height width"]:
+    """``(d - d_min) / (d_max - d_min)`` over the clip's finite pixels: near 0, far 1, background (not finite) 1.
+
+    A clip without any finite depth, or of one constant depth, has no scale: its surface pixels become 0.
+    """
+    valid = torch.isfinite(depth)
+    if not valid.any():
+        return torch.ones_like(depth)
+    near, far = depth[valid].min(), depth[valid].max()
+    scaled = (depth - near) / (far - near) if far > near else torch.zeros_like(depth)
+    return torch.where(valid, scaled, torch.ones_like(depth)).clamp(0.0, 1.0)
+
+
+def encode_buffer(name: str, value: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames channels height width"]:
+    """Memory to encoded image in [0, 1], channels unchanged. ``name`` is one of `BUFFERS`."""
+    if name in ("basecolor", "diffuse_albedo"):
+        return srgb_oetf(value)
+    if name == "normal":
+        return (0.5 * value + 0.5).clamp(0.0, 1.0)
+    if name == "depth":
+        return relative_depth(value)
+    return value.clamp(0.0, 1.0)
+
+
+def decode_buffer(name: str, image: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames channels height width"]:
+    """Encoded image in [0, 1] to memory; the inverse of `encode_buffer` (depth stays relative).
+
+    Normals are made unit length; where the encoded vector is shorter than 0.25 (the grey of the background) they become 0.
+    """
+    if BUFFER_CHANNELS[name] == 1 and image.shape[1] == 3:
+        image = image.mean(dim=1, keepdim=True)
+    image = image.clamp(0.0, 1.0)
+    if name in ("basecolor", "diffuse_albedo"):
+        return srgb_eotf(image)
+    if name == "normal":
+        vector = 2 * image - 1
+        length = vector.norm(dim=1, keepdim=True)
+        return torch.where(length < 0.25, torch.zeros_like(vector), vector / length.clamp_min(1e-6))
+    return image
+
+
+def network_image(name: str, value: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames 3 height width"]:
+    """Memory to the three-channel network image in [0, 1]."""
+    image = encode_buffer(name, value)
+    return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
