@@ -28,7 +28,9 @@ def relative_depth(depth: Float[Tensor, "frames 1 height width"]) -> Float[Tenso
     return torch.where(valid, scaled, torch.ones_like(depth)).clamp(0.0, 1.0)
 
 
-def encode_buffer(name: str, value: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames channels height width"]:
+def encode_buffer(
+    name: str, value: Float[Tensor, "frames channels height width"]
+) -> Float[Tensor, "frames channels height width"]:
     """Memory to encoded image in [0, 1], channels unchanged. ``name`` is one of `BUFFERS`."""
     if name in ("basecolor", "diffuse_albedo"):
         return srgb_oetf(value)
@@ -39,7 +41,9 @@ def encode_buffer(name: str, value: Float[Tensor, "frames channels height width"
     return value.clamp(0.0, 1.0)
 
 
-def decode_buffer(name: str, image: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames channels height width"]:
+def decode_buffer(
+    name: str, image: Float[Tensor, "frames channels height width"]
+) -> Float[Tensor, "frames out_channels height width"]:
     """Encoded image in [0, 1] to memory; the inverse of `encode_buffer` (depth stays relative).
 
     Normals are made unit length; where the encoded vector is shorter than 0.25 (the grey of the background) they become 0.

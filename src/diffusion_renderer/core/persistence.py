@@ -6,8 +6,9 @@ callables that import on first use, so that importing the package stays cheap.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 _readers: dict[str, Callable[..., Any]] = {}
 _writers: dict[str, Callable[..., Path]] = {}

@@ -6,9 +6,10 @@ and writing are done by the `io` layer, which plugs itself in through `core.pers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float

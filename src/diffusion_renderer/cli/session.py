@@ -1,0 +1,234 @@
+"""One command's work on clips: skip what is complete, call the renderers, write through `io`, record what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffusion_renderer import io, pipelines
+from diffusion_renderer.cli.options import Common, Lighting
+from diffusion_renderer.cli.progress import Progress
+from diffusion_renderer.cli.record import Result, fingerprint
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.names import check_name
+from diffusion_renderer.core.types import BUFFERS, Camera, EnvironmentMap, GBuffer
+from diffusion_renderer.editing import LightOptions, Shot, distinct_names, light_scale, relight_gbuffer, scaled
+from diffusion_renderer.models import Kind, check_kind
+
+KINDS: tuple[Kind, Kind] = ("inverse", "forward")
+#: Formats that hold every frame of a G-buffer, so that it can be read back.
+FRAME_FORMATS = frozenset({"png", "exr"})
+
+
+@dataclass(frozen=True)
+class Light:
+    """A panorama as given: its file, its distinct name, its radiance."""
+
+    path: Path
+    name: str
+    environment: EnvironmentMap
+
+
+@dataclass(frozen=True)
+class Models:
+    """The renderers of a command, loaded when the first clip needs them and kept for the others."""
+
+    inverse_name: str
+    forward_name: str
+    device: str | None = None
+
+    @cached_property
+    def inverse(self) -> pipelines.InverseRenderer:
+        return pipelines.load_inverse(self.inverse_name, device=self.device)
+
+    @cached_property
+    def forward(self) -> pipelines.ForwardRenderer:
+        return pipelines.load_forward(self.forward_name, device=self.device)
+
+    def check(self, *kinds: Kind) -> None:
+        """Find (or download) the models and check their kind, so that a mistake shows before an hour's work, not after it."""
+        for kind in kinds:
+            name = self.inverse_name if kind == "inverse" else self.forward_name
+            check_kind(pipelines.locate_model(name, kind), kind)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the clips of one command share."""
+
+    options: Common
+    out: Path
+    formats: tuple[str, ...]
+    models: Models
+    progress: Progress
+
+    def gbuffer_result(self, name: str, path: Path, buffers: Sequence[str], frames: int | None) -> Result:
+        """Where the G-buffers of the clip at ``path`` go, and what decides them."""
+        made_from = {
+            **self._settings(self.models.inverse_name),
+            "input": fingerprint(path),
+            "buffers": list(buffers),
+            "frames": frames,
+        }
+        return Result(self.out, name, "gbuffers", made_from)
+
+    def relit_result(self, name: str, source: str, light: Light, lighting: Lighting) -> Result:
+        """Where a clip under ``light`` goes; ``source`` stands for its G-buffers."""
+        made_from = {
+            **self._settings(self.models.forward_name),
+            "source": source,
+            "light": [light.path.name, fingerprint(light.path)],
+            "rotate_light": lighting.rotate_light,
+            "light_rotation": lighting.light_rotation,
+            "light_elevation": lighting.light_elevation,
+            "light_frame": lighting.light_frame,
+            "light_scale": lighting.light_scale,
+            "cameras": lighting.cameras and fingerprint(lighting.cameras),
+            "static_frame": lighting.static_frame,
+            "frames": self.options.frames,
+            "guidance": lighting.guidance,
+            "lora_scale": lighting.lora_scale,
+        }
+        return Result(self.out, name, "relit", made_from)
+
+    def is_complete(self, result: Result) -> bool:
+        """Whether a result may be kept; says so when it is."""
+        if self.options.overwrite or not result.complete():
+            return False
+        self.progress.say(f"{result.name} is complete already, kept (--overwrite makes it again)")
+        self._report(result.name, "rgb" if result.kind == "relit" else "*")
+        return True
+
+    def make_gbuffers(self, path: Path, result: Result, shots: Sequence[Shot] = ()) -> GBuffer:
+        """Estimate and write the G-buffers of the clip at ``path``; ``shots`` that do not fit its length are refused first."""
+        frames, buffers = result.made_from["frames"], tuple(result.made_from["buffers"])
+        self.progress.subject = result.name
+        clip = replace(io.read_clip(path, frames=frames), name=result.name)
+        for shot in shots:
+            shot.rotations(len(clip))
+        gbuffer = self.models.inverse(clip, buffers=buffers, **self._call_options())
+        gbuffer = replace(gbuffer, name=result.name, fps=clip.fps)
+        self.progress.say("writing G-buffers")
+        files = frame_names(result.name, len(gbuffer), buffers, self.formats, "gbuffer")
+        if gbuffer.mask is not None and "png" in self.formats:
+            files += frame_names(result.name, len(gbuffer), ("mask",), ("png",), "")
+        result.write(files, lambda: io.write_gbuffer(gbuffer, self.out, formats=self.formats, buffers=buffers))
+        self._report(result.name, "*")
+        return gbuffer
+
+    def make_relit(self, gbuffer: GBuffer, result: Result, light: Light, lighting: Lighting, shot: Shot) -> None:
+        """Render and write a clip under one light."""
+        self.progress.subject = result.name
+        options = {**self._call_options(), "guidance": lighting.guidance, "lora_scale": lighting.lora_scale}
+        forward = self.models.forward
+        environment = scaled(light.environment, self._scale(light.environment, lighting.light_scale, forward))
+        clip = relight_gbuffer(gbuffer, environment, forward, shot, **options)
+        clip = replace(clip, name=result.name, fps=gbuffer.fps)
+        self.progress.say("writing frames")
+
+        def write() -> None:
+            io.write_clip(clip, self.out, formats=self.formats)
+            if shot.camera is not None:
+                io.write_cameras(shot.camera, self.out / result.name / "cameras.json")
+
+        files = frame_names(result.name, len(clip), ("rgb",), self.formats, "rgb")
+        result.write([*files, f"{result.name}/cameras.json"] if shot.camera is not None else files, write)
+        self._report(result.name, "rgb")
+
+    def _scale(self, environment: EnvironmentMap, wanted: Any, forward: pipelines.ForwardRenderer) -> float:
+        if isinstance(wanted, float):
+            return wanted
+        return light_scale(environment, forward.settings)
+
+    def _settings(self, model: str) -> dict[str, Any]:
+        options = self.options
+        return {
+            "model": model,
+            "weights": weights_fingerprint(model),
+            "steps": options.steps,
+            "seed": options.seed,
+            "size": options.size,
+            "formats": list(self.formats),
+        }
+
+    def _call_options(self) -> dict[str, Any]:
+        options = self.options
+        return {"steps": options.steps, "seed": options.seed, "size": options.size, "progress": self.progress}
+
+    def _report(self, name: str, buffer: str) -> None:
+        if FRAME_FORMATS & set(self.formats):
+            self.progress.made(self.out / name)
+        if "mp4" in self.formats:
+            self.progress.made(self.out / f"{name}.{buffer}.mp4")
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """What a model's weights are, with what two renderers share; None for a model that is not on this machine."""
+    folder = pipelines.local_folder(model)
+    if folder is None:
+        return None
+    shared = [folder.parent / name for name in ("vae", "env_encoder") if not any(folder.rglob(name))]
+    return " ".join(fingerprint(part) for part in (folder, *shared))
+
+
+def frame_names(clip: str, frames: int, buffers: Sequence[str], formats: Sequence[str], layered: str) -> list[str]:
+    """The files that `io` writes for a clip, relative to the output folder; ``layered`` names the EXR that has all buffers."""
+    names = []
+    if "png" in formats:
+        names += [f"{clip}/{frame:04d}.{buffer}.png" for frame in range(frames) for buffer in buffers]
+    if "exr" in formats:
+        names += [f"{clip}/{frame:04d}.{layered}.exr" for frame in range(frames)]
+    if "mp4" in formats:
+        names += [f"{clip}.{buffer}.mp4" for buffer in buffers]
+    return names
+
+
+def each(names: Sequence[str], work: Callable[[int], None], progress: Progress) -> None:
+    """Call ``work`` for every clip. With several, one that fails does not stop the others; the end tells of all that failed."""
+    failed: list[tuple[str, InputError]] = []
+    for index, name in enumerate(names):
+        progress.subject = ""
+        try:
+            work(index)
+        except InputError as error:
+            if len(names) == 1:
+                raise
+            progress.subject = ""
+            progress.say(f"error: {name}: {error}")
+            failed.append((name, error))
+    if failed:
+        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        first = failed[0][1]
+        raise InputError(
+            f"{len(names)} clips that can be processed",
+            f"{len(failed)} that cannot: {failed[0][0]}{others} ({first})",
+            first.advice,
+        )
+
+
+def read_lights(paths: Sequence[Path]) -> list[Light]:
+    """The panoramas, named after their files; two files of one name get distinct names."""
+    if not paths:
+        raise InputError("at least one --light", "none", "for example --light sunset.hdr")
+    environments = [io.read_environment(path) for path in paths]
+    names = distinct_names([path.stem for path in paths])
+    return [Light(path, name, replace(env, name=name)) for path, name, env in zip(paths, names, environments, strict=True)]
+
+
+def read_shot(options: Lighting, frames: int | None) -> Shot:
+    """How the lights are placed and whether a frame is held, the cameras file read."""
+    camera: Camera | None = io.read_cameras(options.cameras) if options.cameras else None
+    lighting = LightOptions(
+        rotate=options.rotate_light, yaw=options.light_rotation, elevation=options.light_elevation, frame=options.light_frame
+    )
+    if lighting.frame == "world" and camera is None:
+        raise InputError("--cameras for --light-frame world", "none", "give --cameras cameras.json, or --light-frame camera")
+    return Shot(lighting, camera, options.static_frame, frames)
+
+
+def checked_buffers(names: Sequence[str]) -> tuple[str, ...]:
+    """The buffer names, InputError for one that does not exist."""
+    return tuple(check_name("--buffers", name, BUFFERS) for name in names)

@@ -1,0 +1,197 @@
+"""WebDataset shards of rendered clips: writing them side by side in several processes, and reading them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.datagen.encode import decode_clip, encode_clip
+from diffusion_renderer.datagen.generate import render_clip
+from diffusion_renderer.datagen.settings import DatasetSettings, RenderedClip
+from diffusion_renderer.datagen.variant import activate, choose_variant, trust
+
+
+def generate_shards(
+    out: str | Path,
+    settings: DatasetSettings | None = None,
+    *,
+    clips: int,
+    shard_size: int = 64,
+    seed: int = 0,
+    workers: int = 1,
+    max_minutes: float | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Render clips 0 .. ``clips`` - 1 of dataset ``seed`` into ``out/shard-{i:06d}.tar`` and list them in ``out/index.json``.
+
+    Shard i holds clips i * shard_size and up. A shard is written under a name ending in .part and renamed when it is complete;
+    a run that was interrupted continues with the shards that are missing. After ``max_minutes`` no new shard is started, so a
+    run may last longer by the time of one shard. Returns the contents of index.json.
+
+    Raises InputError when ``out`` holds a dataset of another seed, shard size or other settings.
+    """
+    settings = settings or DatasetSettings()
+    for name, value in (("clips", clips), ("shard_size", shard_size), ("workers", workers)):
+        if value < 1:
+            raise InputError(f"{name} of at least 1", str(value), "give a positive number")
+    out = Path(out)
+    identity = {"seed": seed, "shard_size": shard_size, "settings": settings.to_json()}
+    _claim(out, identity)
+    # Settled here, so that the worker processes need not probe again.
+    settings = replace(settings, variant=choose_variant(settings.variant))
+    spans = {i: range(i * shard_size, min((i + 1) * shard_size, clips)) for i in range(-(-clips // shard_size))}
+    missing = [i for i in spans if not _complete(shard_path(out, i), len(spans[i]))]
+    deadline = None if max_minutes is None else time.time() + 60 * max_minutes
+    bar = tqdm(total=clips, initial=clips - sum(len(spans[i]) for i in missing), unit="clip", disable=not progress)
+    jobs = [(out, i, spans[i], seed, settings, deadline) for i in missing]
+    with bar:
+        if workers == 1 or len(missing) < 2:
+            for job in jobs:
+                _write_shard(*job, bar=bar)
+        else:
+            _in_processes(jobs, workers, bar)
+    return _write_index(out, identity, list(spans.values()))
+
+
+def shard_path(out: Path, index: int) -> Path:
+    """Where shard ``index`` of a dataset lies."""
+    return out / f"shard-{index:06d}.tar"
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Make the folder, or check that what is in it was asked for in the same way."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("a folder that can be written", f"{out}: {error}", "choose another output folder") from error
+    if not os.access(out, os.W_OK):
+        raise InputError("a folder that can be written", f"{out}, which is read-only", "choose another output folder")
+    index = out / "index.json"
+    if index.exists():
+        found = json.loads(index.read_text())
+        differs = [name for name in identity if found.get(name) != json.loads(json.dumps(identity[name]))]
+        if differs:
+            raise InputError(
+                f"a dataset of the same {', '.join(identity)}",
+                f"another {', '.join(differs)} in {index}",
+                "use a new output folder",
+            )
+    else:
+        _replace_text(index, json.dumps({**identity, "complete": False, "clips": 0, "shards": []}, indent=1) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _complete(path: Path, clips: int) -> bool:
+    """Whether a shard exists with the right number of clips (an earlier, smaller run cuts its last one short)."""
+    if not path.exists():
+        return False
+    with tarfile.open(path) as tar:
+        return sum(name.endswith("/clip.json") for name in tar.getnames()) == clips
+
+
+def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm) -> None:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")  # Dr.Jit and torch have threads already, which do not survive a fork
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(threads, jobs[0][4].variant)
+    ) as pool:
+        futures = [pool.submit(_write_shard, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                bar.update(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(threads: int, variant: str) -> None:
+    # Before the libraries load: each process has its share of the cores, and no thread is pinned to one of them.
+    os.environ["OIDN_NUM_THREADS"] = str(threads)
+    os.environ["OIDN_SET_AFFINITY"] = "0"
+    torch.set_num_threads(threads)
+    trust(variant)
+    activate(variant)
+    import drjit
+
+    drjit.set_thread_count(threads)
+
+
+def _write_shard(
+    out: Path,
+    index: int,
+    span: range,
+    seed: int,
+    settings: DatasetSettings,
+    deadline: float | None,
+    bar: tqdm | None = None,
+) -> int:
+    """Render and write one shard; returns its number of clips, or 0 when the time was up before it began."""
+    if deadline is not None and time.time() > deadline:
+        return 0
+    path = shard_path(out, index)
+    part = path.with_name(path.name + ".part")
+    with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip in span:
+            for name, data in encode_clip(render_clip(seed, clip, settings)).items():
+                entry = tarfile.TarInfo(f"{clip:08d}/{name}")
+                entry.size, entry.mode = len(data), 0o644
+                tar.addfile(entry, io.BytesIO(data))
+            if bar is not None:
+                bar.update(1)
+    part.replace(path)
+    return len(span)
+
+
+def _write_index(out: Path, identity: dict[str, Any], spans: list[range]) -> dict[str, Any]:
+    shards = []
+    for index, span in enumerate(spans):
+        path = shard_path(out, index)
+        if path.exists():
+            digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+            shards.append({"name": path.name, "clips": len(span), "bytes": path.stat().st_size, "sha256": digest})
+    clips = sum(shard["clips"] for shard in shards)
+    frames = clips * identity["settings"]["frames"]
+    summary = {**identity, "complete": len(shards) == len(spans), "clips": clips, "frames": frames, "shards": shards}
+    _replace_text(out / "index.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def read_shards(folder: str | Path) -> Iterator[RenderedClip]:
+    """Every clip of a dataset, shard by shard, in order. Raises InputError when there is no complete shard."""
+    paths = sorted(Path(folder).glob("shard-*.tar"))
+    if not paths:
+        raise InputError("a folder with shard-*.tar files", f"none in {folder}", "make them with `diffusion-renderer dataset`")
+    for path in paths:
+        yield from read_shard(path)
+
+
+def read_shard(path: str | Path) -> Iterator[RenderedClip]:
+    """The clips of one shard, in order. Raises InputError when it is not a whole shard of this data engine."""
+    try:
+        with tarfile.open(path) as tar:
+            members = (member for member in tar if member.isfile())
+            for clip, group in groupby(members, key=lambda member: member.name.split("/")[0]):
+                files = {member.name.removeprefix(f"{clip}/"): tar.extractfile(member).read() for member in group}
+                yield decode_clip(files)
+    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+        raise InputError("a whole shard of this data engine", f"{path}: {error}", "remove it and generate it again") from error

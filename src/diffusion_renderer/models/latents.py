@@ -1,0 +1,57 @@
+"""The contract between pixels and latents, in one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentCodec:
+    """Network images in [0, 1] to latents and back through the video VAE.
+
+    Images are mapped to [-1, 1]; the latent is the mode of the posterior. Latents are scaled by the VAE's factor except where
+    ``scaled=False`` asks for the posterior's own units (the condition of the published inverse renderer).
+
+    Attributes
+    ----------
+    chunk : frames encoded or decoded at once. The decoder is temporal: it cannot see across chunks.
+    """
+
+    vae: AutoencoderKLTemporalDecoder
+    chunk: int = 8
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent pixel."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.vae.config.latent_channels
+
+    @torch.no_grad()
+    def encode(
+        self, images: Float[Tensor, "frames 3 height width"], scaled: bool = True
+    ) -> Float[Tensor, "frames channels _height _width"]:
+        """Latents on the VAE's device, in its dtype. Sides must be multiples of `factor`."""
+        parts = []
+        for part in images.split(self.chunk):
+            part = part.to(self.vae.device, self.vae.dtype)
+            parts.append(self.vae.encode(2 * part - 1).latent_dist.mode())
+        latents = torch.cat(parts)
+        return latents * self.vae.config.scaling_factor if scaled else latents
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames 3 _height _width"]:
+        """Images in [0, 1] from scaled latents. More frames than a chunk are decoded in pieces, which shows at the joints."""
+        parts = []
+        for part in latents.split(self.chunk):
+            part = part.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+            parts.append((0.5 * self.vae.decode(part, num_frames=len(part)).sample + 0.5).clamp(0.0, 1.0))
+        return torch.cat(parts)

@@ -1,0 +1,120 @@
+"""LoRA adapters with a scale per call, without shared state: every scale has a view of the network of its own."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from threading import Lock
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffusion_renderer.core.errors import InputError
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+#: Views kept for reuse; each holds module objects only, no weights.
+KEPT_VIEWS = 8
+_KEY = re.compile(r"^(?:unet\.)?(?P<module>.+?)\.(?:lora\.(?P<old>down|up)|lora_(?P<new>[AB]))\.weight$")
+_ALPHA = re.compile(r"^(?:unet\.)?(?P<module>.+?)\.(?:lora\.)?alpha$")
+
+
+def view(network: nn.Module) -> nn.Module:
+    """A copy of a network's module tree that shares every parameter and buffer with it."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
+
+
+class LoraNetwork:
+    """A network and one adapter: `at_scale` gives the network with ``scale`` times the adapter's change added.
+
+    The network given is not changed. Threads may ask for different scales at the same time: a view whose scale is set never
+    changes again.
+    """
+
+    def __init__(self, network: nn.Module, adapter: Path) -> None:
+        """Read the adapter; InputError when the file is broken or belongs to another network."""
+        self.network = network
+        self._adapted = _inject(view(network), *_read_adapter(adapter), source=adapter)
+        self._views: dict[float, nn.Module] = {}
+        self._lock = Lock()
+
+    def at_scale(self, scale: float) -> nn.Module:
+        """The network at this scale; the plain network at 0."""
+        if scale == 0:
+            return self.network
+        with self._lock:
+            if scale not in self._views:
+                scaled = view(self._adapted)
+                for layer in scaled.modules():
+                    if isinstance(layer, LoraLayer):
+                        layer.scaling = {name: scale * value for name, value in layer.scaling.items()}
+                while len(self._views) >= KEPT_VIEWS:
+                    self._views.pop(next(iter(self._views)))
+                self._views[scale] = scaled
+            return self._views[scale]
+
+
+def _read_adapter(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """(down and up matrices, alpha) of each adapted module, from diffusers' old or peft's key names."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"a readable LoRA file {path}", f"{error}", "download or copy it again") from error
+    matrices: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    for key, tensor in tensors.items():
+        if match := _KEY.match(key):
+            part = "A" if match["old"] == "down" or match["new"] == "A" else "B"
+            matrices.setdefault(match["module"], {})[part] = tensor
+        elif match := _ALPHA.match(key):
+            alphas[match["module"]] = float(tensor)
+        else:
+            raise InputError(
+                f"LoRA keys like 'unet.<module>.lora.down.weight' in {path}", key, "save the adapter with diffusers"
+            )
+    return matrices, alphas
+
+
+def _inject(network: nn.Module, matrices: dict[str, dict[str, Tensor]], alphas: dict[str, float], source: Path) -> nn.Module:
+    """Put the adapter's matrices into the network's layers, at scale 1."""
+    modules = dict(network.named_modules())
+    unfit = [name for name, pair in matrices.items() if not _fits(modules.get(name), pair)]
+    if unfit or not matrices:
+        found = f"{unfit[0]} (and {len(unfit) - 1} more)" if unfit else "no adapter"
+        raise InputError(f"an adapter for this network in {source}", found, "use the LoRA that came with the checkpoint")
+    ranks = {name: pair["A"].shape[0] for name, pair in matrices.items()}
+    config = LoraConfig(
+        r=1,
+        target_modules=list(matrices),
+        # Anchored: peft matches these as suffix patterns.
+        rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(name)}": alphas.get(name, rank) for name, rank in ranks.items()},
+    )
+    training = network.training
+    flags = {name: p.requires_grad for name, p in network.named_parameters()}
+    inject_adapter_in_model(config, network)
+    for name, flag in flags.items():
+        # peft freezes what it adapts; the base parameters are shared with the caller's network, whose flags are not ours.
+        owner, _, leaf = name.rpartition(".")
+        holder = network.get_submodule(owner)
+        getattr(holder.base_layer if isinstance(holder, LoraLayer) else holder, leaf).requires_grad_(flag)
+    with torch.no_grad():
+        for name, pair in matrices.items():
+            layer = network.get_submodule(name)
+            layer.lora_A["default"].weight.copy_(pair["A"])
+            layer.lora_B["default"].weight.copy_(pair["B"])
+            for half in (layer.lora_A, layer.lora_B):
+                half.to(device=layer.base_layer.weight.device, dtype=layer.base_layer.weight.dtype).requires_grad_(False)
+    return network.train(training)
+
+
+def _fits(module: nn.Module | None, pair: dict[str, Tensor]) -> bool:
+    if not isinstance(module, nn.Linear) or set(pair) != {"A", "B"}:
+        return False
+    down, up = pair["A"], pair["B"]
+    return down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] and (up.shape[0], down.shape[1]) == module.weight.shape

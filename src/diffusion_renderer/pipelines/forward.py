@@ -1,0 +1,166 @@
+"""The diffusion forward renderer: G-buffers and a light to a clip (paper, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.packing import pack_image
+from diffusion_renderer.core.resize import Fit
+from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
+from diffusion_renderer.light import EnvironmentImages, environment_images
+from diffusion_renderer.models import Checkpoint
+from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, checked_latents, ticker
+from diffusion_renderer.pipelines.noise import frame_noise
+from diffusion_renderer.pipelines.protocols import Progress
+
+
+class DiffusionForwardRenderer(DiffusionRenderer):
+    """Renders G-buffers under an environment map with a video diffusion model. See `ForwardRenderer` for the call.
+
+    What G-buffers do not show (things outside the picture that cast shadows or are reflected) is guessed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.env_encoder = checkpoint.env_encoder
+        conditions = self.unet.config.in_channels // self.codec.channels - 1
+        checked_latents(conditions, self.settings.groups, str(checkpoint.folder))
+
+    def __call__(
+        self,
+        gbuffer: GBuffer,
+        light: EnvironmentMap,
+        *,
+        rotations: Float[Tensor, "frames 3 3"] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        lora_scale: float | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The shot under ``light``, at the G-buffers' size, on the CPU.
+
+        Parameters
+        ----------
+        gbuffer : must have every buffer of ``settings.buffers``.
+        rotations : R of each frame: camera-space direction d sees the panorama at ``R d``. None is a light fixed to the camera.
+        steps : calls of the network per window (twice with guidance); None for the model's own.
+        guidance : classifier-free guidance; 1 or less is off. None for the model's own.
+        lora_scale : strength of the checkpoint's LoRA adapter; None for the model's own.
+        seed, size, progress : as for `DiffusionInverseRenderer`.
+
+        Raises InputError for missing buffers, no frames, rotations of another number, a LoRA scale without a LoRA.
+        """
+        steps = self.steps(steps)
+        gbuffer.require(self.settings.buffers)
+        if len(gbuffer) == 0:
+            raise InputError("G-buffers of at least one frame", f"{gbuffer.name} without frames", "give others")
+        if rotations is None:
+            rotations = torch.eye(3).expand(len(gbuffer), 3, 3)
+        if len(rotations) != len(gbuffer):
+            raise InputError(f"{len(gbuffer)} rotations, one per frame", str(len(rotations)), "give one for every frame")
+        unet = self._unet_at(lora_scale)
+        fit = self.fit(gbuffer.size, size)
+        condition = self._encode_gbuffer(gbuffer, fit, progress)
+        lights = self._encode_light(light, rotations)
+        noise = frame_noise(seed, "forward", len(gbuffer), (self.codec.channels, *condition.shape[-2:]))
+        guidance = self.settings.default_guidance if guidance is None else guidance
+        latents = self._denoise(unet, condition, lights, noise, steps, guidance, ticker(progress, "rendering"))
+        frames = [
+            fit.undo(self.decode(latents[chunk]).to(device="cpu", dtype=torch.float32)).clamp(0.0, 1.0)
+            for chunk in self.chunks(len(latents))
+        ]
+        return Clip(torch.cat(frames), fps=gbuffer.fps, name=gbuffer.name)
+
+    def denoise(
+        self,
+        condition: Float[Tensor, "frames conditions height width"],
+        light: Float[Tensor, "lightframes lightchannels lightheight lightwidth"],
+        noise: Float[Tensor, "frames channels height width"],
+        steps: int,
+        guidance: float = 1.0,
+        lora_scale: float | None = None,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Float[Tensor, "frames channels height width"]:
+        """Latents (scaled) of the clip, from condition latents, the light's latents and unit noise.
+
+        Parameters
+        ----------
+        condition : latents of the image groups in the order of ``settings.groups``, concatenated, as `encode` gives them.
+        light : latents of the environment images as `encode_light_images` gives them; one frame stands for all.
+        """
+        return self._denoise(self._unet_at(lora_scale), condition, light, noise, steps, guidance, tick)
+
+    def encode_light_images(self, images: EnvironmentImages) -> Float[Tensor, "frames channels _h _w"]:
+        """Latents of the three environment images, scaled, concatenated in the encoder's order: ldr, log, direction."""
+        return torch.cat([self.codec.encode(part) for part in (images.ldr, images.log, images.direction)], dim=1)
+
+    @torch.no_grad()
+    def _denoise(
+        self,
+        unet: torch.nn.Module,
+        condition: Tensor,
+        light: Tensor,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        tick: Callable[[int, int], None],
+    ) -> Tensor:
+        """Unconditional branch: zeroed condition latents and zeroed environment features."""
+        condition, light = (tensor.to(self.unet.device, self.unet.dtype) for tensor in (condition, light))
+        # Attention over zero features is the same over one of them as over all.
+        nothing = [light.new_zeros(1, 1, width, 1, 1) for width in self.env_encoder.config.channels]
+
+        # One entry: a clip of one window, or under a light at rest, encodes its light once for all steps.
+        @lru_cache(maxsize=1)
+        def features(start: int, stop: int) -> list[Tensor]:
+            return self.env_encoder(light[None, start:stop])
+
+        def network(window: slice, x: Tensor, c_noise: Tensor) -> Tensor:
+            part = condition[window]
+            seen = features(0, 1) if len(light) == 1 else features(window.start, window.stop)
+            v = self.predict(unet, torch.cat((x, part), dim=1), c_noise, seen)
+            if guidance <= 1:
+                return v
+            free = self.predict(unet, torch.cat((x, torch.zeros_like(part)), dim=1), c_noise, nothing)
+            return free + guidance * (v - free)
+
+        return self.sample(network, noise, steps, tick)
+
+    def _unet_at(self, lora_scale: float | None) -> torch.nn.Module:
+        scale = self.settings.default_lora_scale if lora_scale is None else float(lora_scale)
+        if self.checkpoint.lora is not None:
+            return self.checkpoint.lora.at_scale(scale)
+        if scale != 0:
+            raise InputError(
+                f"a checkpoint with a LoRA for scale {scale}", f"none in {self.checkpoint.folder}", "leave the LoRA scale out"
+            )
+        return self.unet
+
+    def _encode_gbuffer(self, gbuffer: GBuffer, fit: Fit, progress: Progress | None) -> Float[Tensor, "frames channels _h _w"]:
+        """Latents of all groups, concatenated. Depth is made relative over the whole clip before it is cut into chunks."""
+        tick, columns = ticker(progress, "encoding"), []
+        for number, group in enumerate(self.settings.groups):
+            image = pack_image(gbuffer, group)
+            columns.append(torch.cat([self.encode(fit.apply(image[chunk])) for chunk in self.chunks(len(gbuffer))]))
+            tick(number + 1, len(self.settings.groups))
+        return torch.cat(columns, dim=1)
+
+    def _encode_light(
+        self, light: EnvironmentMap, rotations: Float[Tensor, "frames 3 3"]
+    ) -> Float[Tensor, "_frames channels _h _w"]:
+        """Latents of the light in every frame; a single frame where it does not turn."""
+        if bool((rotations == rotations[:1]).all()):
+            rotations = rotations[:1]
+        parts = []
+        for chunk in self.chunks(len(rotations)):
+            images = environment_images(light, rotations[chunk], self.settings.env_size, antialias=self.settings.env_antialias)
+            parts.append(self.encode_light_images(images))
+        return torch.cat(parts)

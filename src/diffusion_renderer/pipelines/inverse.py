@@ -1,0 +1,132 @@
+"""The diffusion inverse renderer: a clip to its G-buffers, one image group at a time (paper, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.names import check_name
+from diffusion_renderer.core.packing import embedding_index, unpack_image
+from diffusion_renderer.core.resize import Fit
+from diffusion_renderer.core.types import BUFFERS, DEFAULT_BUFFERS, Clip, GBuffer
+from diffusion_renderer.models import Checkpoint
+from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, ticker
+from diffusion_renderer.pipelines.noise import frame_noise
+from diffusion_renderer.pipelines.protocols import Progress
+
+#: Where the network has no image of its own for it: diffuse albedo = base colour x (1 - metallic).
+_ALBEDO_FROM = ("basecolor", "metallic")
+
+
+class DiffusionInverseRenderer(DiffusionRenderer):
+    """Estimates G-buffers with a video diffusion model. See `InverseRenderer` for the call.
+
+    Depth is relative per clip; metric depth and a mask cannot be had from it. In clips longer than the window each window has
+    its own idea of near and far, evened out only where windows overlap.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        if self.unet.context_embedding is None:
+            raise InputError(f"a UNet with a domain embedding in {checkpoint.folder}", "one without", "use another checkpoint")
+        known, rows = self.settings.groups, self.unet.context_embedding.num_embeddings
+        if max(map(embedding_index, known)) >= rows:
+            raise InputError(
+                f"a domain embedding for {known} in {checkpoint.folder}", f"{rows} rows", "correct groups in renderer.json"
+            )
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """The buffers that this model can make."""
+        made = self.settings.buffers
+        derived = ("diffuse_albedo",) if set(_ALBEDO_FROM) <= set(made) else ()
+        return tuple(name for name in BUFFERS if name in (*made, *derived))
+
+    def __call__(
+        self,
+        clip: Clip,
+        *,
+        buffers: Sequence[str] = DEFAULT_BUFFERS,
+        steps: int | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> GBuffer:
+        """The G-buffers of a clip, at its size, on the CPU.
+
+        Parameters
+        ----------
+        buffers : which to make, of `buffers`.
+        steps : calls of the network per image group and window; None for the model's own.
+        seed : of the starting noise; the same seed gives the same result.
+        size : (width, height) of a box that the network's images should fill, instead of the model's working area.
+        progress : see `Progress`.
+
+        Raises InputError for a clip without frames or pixels, unknown buffers, no steps.
+        """
+        wanted, steps = self._wanted(buffers), self.steps(steps)
+        if len(clip) == 0:
+            raise InputError("a clip with at least one frame", f"{clip.name} without frames", "give another clip")
+        fit = self.fit(clip.size, size)
+        made: dict[str, Tensor] = {}
+        condition = self._encode_clip(clip, fit, progress)
+        shape = (self.codec.channels, *condition.shape[-2:])
+        for group in self.settings.groups:
+            if needed := wanted & set(group):
+                noise = frame_noise(seed, "+".join(group), len(clip), shape)
+                latents = self.denoise(condition, group, noise, steps, ticker(progress, "+".join(group)))
+                images = self._decode_group(latents, group, fit)
+                made.update((name, images[name]) for name in needed)
+        if "diffuse_albedo" in buffers and "diffuse_albedo" not in made:
+            made["diffuse_albedo"] = made["basecolor"] * (1 - made["metallic"])
+        return replace(GBuffer(fps=clip.fps, name=clip.name), **{name: made[name] for name in buffers})
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        condition: Float[Tensor, "frames channels height width"],
+        group: tuple[str, ...],
+        noise: Float[Tensor, "frames channels height width"],
+        steps: int,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Float[Tensor, "frames channels height width"]:
+        """Latents (scaled) of one image group, from the clip's latents as `encode` gives them and unit noise.
+
+        The cross-attention reads zeros plus the group's domain embedding. ``group`` is a tuple of names: ``("normal",)``.
+        """
+        width = self.unet.context_embedding.embedding_dim
+        context = torch.zeros(1, 1, width, dtype=self.unet.dtype, device=self.unet.device)
+        ids = torch.tensor([embedding_index(group)], device=self.unet.device)
+        condition = condition.to(self.unet.device, self.unet.dtype)
+
+        def network(window: slice, x: Tensor, c_noise: Tensor) -> Tensor:
+            return self.predict(self.unet, torch.cat((x, condition[window]), dim=1), c_noise, context, context_ids=ids)
+
+        return self.sample(network, noise, steps, tick)
+
+    def _wanted(self, buffers: Sequence[str]) -> set[str]:
+        """Buffers that must come from the network."""
+        for name in buffers:
+            check_name("buffer", name, self.buffers)
+        derived = "diffuse_albedo" in buffers and "diffuse_albedo" not in self.settings.buffers
+        return set(buffers) - {"diffuse_albedo"} | set(_ALBEDO_FROM) if derived else set(buffers)
+
+    def _encode_clip(self, clip: Clip, fit: Fit, progress: Progress | None) -> Float[Tensor, "frames channels _h _w"]:
+        tick, parts = ticker(progress, "encoding"), []
+        for chunk in self.chunks(len(clip)):
+            parts.append(self.encode(fit.apply(clip.frames[chunk].clamp(0.0, 1.0))))
+            tick(chunk.stop, len(clip))
+        return torch.cat(parts)
+
+    def _decode_group(self, latents: Tensor, group: tuple[str, ...], fit: Fit) -> dict[str, Tensor]:
+        parts = []
+        for chunk in self.chunks(len(latents)):
+            images = self.decode(latents[chunk]).to(device="cpu", dtype=torch.float32)
+            # Back to the input's size first, so that normals are unit vectors at that size.
+            parts.append(unpack_image(group, fit.undo(images)))
+        return {name: torch.cat([part[name] for part in parts]) for name in group}

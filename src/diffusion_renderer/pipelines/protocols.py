@@ -1,0 +1,56 @@
+"""What any inverse and forward renderer can do, so that evaluation, editing and the command line take them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_renderer.core.types import DEFAULT_BUFFERS, Clip, EnvironmentMap, GBuffer
+from diffusion_renderer.pipelines.settings import RendererSettings
+
+#: Called as ``progress(done, total, what)``; ``what`` names the stage, each of which counts to its own total.
+Progress = Callable[[int, int, str], None]
+
+
+class InverseRenderer(Protocol):
+    """Clip to G-buffers."""
+
+    settings: RendererSettings
+
+    def __call__(
+        self,
+        clip: Clip,
+        *,
+        buffers: Sequence[str] = DEFAULT_BUFFERS,
+        steps: int | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> GBuffer:
+        """The G-buffers of a clip, at its size."""
+        ...
+
+
+class ForwardRenderer(Protocol):
+    """G-buffers and a light to a clip."""
+
+    settings: RendererSettings
+
+    def __call__(
+        self,
+        gbuffer: GBuffer,
+        light: EnvironmentMap,
+        *,
+        rotations: Float[Tensor, "frames 3 3"] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        lora_scale: float | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The shot that the G-buffers show under the light, at their size."""
+        ...

@@ -1,0 +1,103 @@
+"""How one model is run: the defaults of the published renderers, overridden by ``renderer.json`` in a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.packing import UNPACKED, embedding_index
+from diffusion_renderer.core.types import BUFFERS
+from diffusion_renderer.models import Kind
+
+
+@dataclass(frozen=True)
+class RendererSettings:
+    """Settings of one model. The defaults are those of the published inverse renderer.
+
+    Attributes
+    ----------
+    kind : "inverse" or "forward".
+    groups : image groups (see `core.packing`): those that an inverse renderer makes, or that a forward renderer reads, in the
+        order in which their latents are concatenated.
+    default_steps, default_guidance, default_lora_scale : of a call that does not say.
+    working_area : clips are scaled to about this many pixels; None keeps their own size.
+    window : frames per window; None takes ``num_frames`` of the UNet.
+    overlap : frames that neighbouring windows share; None takes a quarter of the window.
+    decode_chunk : frames encoded and decoded at once; the VAE's decoder sees only those together.
+    condition_scaled : whether condition latents are multiplied by the VAE's factor.
+    initial_noise : False starts from zero instead of noise, for models trained to map their conditions straight to the result.
+    timestep_spacing : overrides the scheduler file's; None keeps it.
+    env_size, env_antialias : side of the environment images, pixels, and how they are read (see `light.environment_images`).
+    light_luminance : mean luminance of the panoramas that the model knows; None when any will do.
+    fps, motion_bucket, noise_augmentation : the constants that the UNet's added time embedding is given.
+    """
+
+    kind: Kind = "inverse"
+    groups: tuple[tuple[str, ...], ...] = tuple((name,) for name in BUFFERS)
+    default_steps: int = 20
+    default_guidance: float = 1.0
+    default_lora_scale: float = 0.0
+    working_area: int | None = 512 * 512
+    window: int | None = None
+    overlap: int | None = None
+    decode_chunk: int = 8
+    condition_scaled: bool = False
+    initial_noise: bool = True
+    timestep_spacing: str | None = None
+    env_size: int = 512
+    env_antialias: bool = False
+    light_luminance: float | None = None
+    fps: int = 7
+    motion_bucket: int = 127
+    noise_augmentation: float = 0.0
+
+    @property
+    def time_ids(self) -> tuple[float, float, float]:
+        """What the UNet's added time embedding reads. SVD was trained on fps - 1."""
+        return (float(self.fps - 1), float(self.motion_bucket), float(self.noise_augmentation))
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """The buffers of all groups."""
+        return tuple(name for group in self.groups for name in group)
+
+
+def default_settings(kind: Kind) -> RendererSettings:
+    """Of the published renderers."""
+    if kind == "inverse":
+        return RendererSettings()
+    return RendererSettings(
+        kind="forward", groups=UNPACKED, default_guidance=1.2, condition_scaled=True, timestep_spacing="trailing"
+    )
+
+
+def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> RendererSettings:
+    """Defaults overridden by the contents of a ``renderer.json``; entries of other programs are ignored.
+
+    Raises InputError for values that cannot be used; ``source`` names the file in the message.
+    """
+    settings = default_settings(kind)
+    known = {field.name: values[field.name] for field in fields(settings) if field.name in values}
+    if known.get("kind", kind) != kind:
+        raise InputError(f"settings of kind {kind} in {source}", str(known["kind"]), "give the folder of the other renderer")
+    try:
+        if "groups" in known:
+            known["groups"] = tuple(tuple(group) for group in known["groups"])
+            for group in known["groups"]:
+                embedding_index(group)
+        for name, least in (
+            ("default_steps", 1),
+            ("decode_chunk", 1),
+            ("env_size", 2),
+            ("window", 1),
+            ("working_area", 1),
+            ("overlap", 0),
+        ):
+            value = known.get(name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} {value!r}, below {least}")
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError(f"usable settings in {source}", f"{error}", "correct the file or copy the checkpoint again") from error
+    return replace(settings, **known)

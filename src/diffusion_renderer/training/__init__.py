@@ -1,0 +1,44 @@
+"""Training: the stages of the paper over one loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusion_renderer.training.checkpoint import TrainState
+from diffusion_renderer.training.options import STAGES, TrainOptions
+
+__all__ = ["STAGES", "TrainOptions", "TrainState", "assemble", "train"]
+
+
+def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState:
+    """Train one stage of a preset: `vae`, then `env`, `inverse` and `forward`, which need the ones before them.
+
+    Continues a run found in ``options.out``; stops at ``max_steps`` or ``max_minutes``; leaves checkpoints, a CSV log, sample
+    sheets and the exported network in ``options.out / stage``. Raises InputError for a stage or preset that is not known, for
+    data that is not there, and when an earlier stage is missing.
+    """
+    from diffusion_renderer.core.names import check_name
+    from diffusion_renderer.training.autoencoder import VaeStage, load_vae
+    from diffusion_renderer.training.data import load_frames
+    from diffusion_renderer.training.environment import EnvStage
+    from diffusion_renderer.training.latents import encode_frames
+    from diffusion_renderer.training.loop import run
+    from diffusion_renderer.training.presets import PRESETS
+    from diffusion_renderer.training.renderers import ForwardStage, InverseStage
+
+    check_name("training stage", stage, STAGES)
+    check_name("preset", preset, PRESETS)
+    chosen = PRESETS[preset]
+    store = load_frames(options.data, options.out / "cache")
+    if stage in ("vae", "env"):
+        return run({"vae": VaeStage, "env": EnvStage}[stage](chosen, store, options), options)
+    vae = load_vae(options.out)
+    latents = encode_frames(store, vae, chosen, options.out / "cache")
+    return run({"inverse": InverseStage, "forward": ForwardStage}[stage](chosen, vae, latents, options), options)
+
+
+def assemble(run: Path, out: Path) -> int:
+    """See `training.export.assemble`."""
+    from diffusion_renderer.training.export import assemble
+
+    return assemble(run, out)

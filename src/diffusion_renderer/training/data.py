@@ -1,0 +1,101 @@
+"""Rendered shards as arrays in memory: what the stages draw their batches from."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.packing import pack_image
+from diffusion_renderer.datagen import RenderedClip, read_shard
+
+#: The images of a frame, in the order of `FrameStore.images`: the input video, then the groups of the `tiny` preset.
+GROUPS = (("basecolor",), ("normal",), ("depth", "roughness", "metallic"))
+IMAGES = ("rgb", *("+".join(group) for group in GROUPS))
+
+
+@dataclass(frozen=True)
+class FrameStore:
+    """Every frame of a data set, 8-bit encoded, with its light.
+
+    Attributes
+    ----------
+    images : the images named by `IMAGES`, encoded as for the network.
+    clip : index of the clip that a frame belongs to; a clip's frames are consecutive.
+    rotation : R of each frame: camera-space direction d sees the panorama at R d.
+    light : panorama of each clip, linear, already scaled by the clip's exposure.
+    """
+
+    images: UInt8[Tensor, "total images 3 height width"]
+    clip: Int[Tensor, "total"]
+    rotation: Float[Tensor, "total 3 3"]
+    light: Float[Tensor, "clips 3 lightheight lightwidth"]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def starts(self, frames: int) -> Int[Tensor, "choices"]:
+        """Indices from which ``frames`` consecutive frames belong to one clip."""
+        index = torch.arange(len(self) - frames + 1)
+        return index[self.clip[index] == self.clip[index + frames - 1]]
+
+
+def store_clips(clips: list[RenderedClip]) -> FrameStore:
+    """Pack rendered clips of one size into a `FrameStore`."""
+    images, owner, rotation, light = [], [], [], []
+    for number, item in enumerate(clips):
+        stack = [item.clip.frames, *(pack_image(item.gbuffer, group) for group in GROUPS)]
+        images.append(torch.stack(stack, dim=1).mul(255).round().to(torch.uint8))
+        owner.append(torch.full((len(item.clip),), number))
+        rotation.append(item.camera.rotation)
+        light.append(torch.nn.functional.interpolate(item.environment.radiance[None], size=(64, 128), mode="area")[0])
+    return FrameStore(torch.cat(images), torch.cat(owner), torch.cat(rotation), torch.stack(light))
+
+
+def load_frames(folders: tuple[Path, ...], cache: Path) -> FrameStore:
+    """All frames of all shards below ``folders``; decoded shards are kept in ``cache`` so that the next stage starts at once.
+
+    Raises InputError when no shard is there or their frames differ in size.
+    """
+    shards = sorted(path for folder in folders for path in Path(folder).rglob("*.tar"))
+    if not shards:
+        where = ", ".join(map(str, folders)) or "no folder"
+        raise InputError("--data folders with .tar shards", where, "render some with `diffusion-renderer dataset OUT`")
+    cache.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(tqdm(pool.map(lambda path: _load_shard(path, cache), shards), total=len(shards), desc="shards"))
+    sizes = {tuple(part.images.shape[-2:]) for part in parts}
+    if len(sizes) > 1:
+        listing = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise InputError("shards whose frames have one size", listing, "train on folders of one size")
+    return concatenate(parts)
+
+
+def concatenate(parts: list[FrameStore]) -> FrameStore:
+    """One store out of several."""
+    offset, clip = 0, []
+    for part in parts:
+        clip.append(part.clip + offset)
+        offset += part.light.shape[0]
+    joined = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(FrameStore) if f.name != "clip"}
+    return FrameStore(clip=torch.cat(clip), **joined)
+
+
+def _load_shard(path: Path, cache: Path) -> FrameStore:
+    status = path.stat()
+    key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {IMAGES}".encode()).hexdigest()[:16]
+    kept = cache / f"{key}.safetensors"
+    if not kept.exists():
+        store = store_clips(list(read_shard(path)))
+        part = kept.with_suffix(".part")
+        save_file({f.name: getattr(store, f.name).contiguous() for f in fields(store)}, part)
+        part.replace(kept)
+    return FrameStore(**load_file(kept))

@@ -1,0 +1,57 @@
+"""Collects the stages' networks into the model folders that the pipelines load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from diffusion_renderer.core.errors import InputError
+
+#: Part of the model -> folder of the run that the stage wrote.
+PARTS = {
+    "vae": "vae/vae",
+    "env_encoder": "env/env_encoder",
+    "inverse/unet": "inverse/unet",
+    "inverse/scheduler": "inverse/scheduler",
+    "forward/unet": "forward/unet",
+    "forward/scheduler": "forward/scheduler",
+}
+
+
+def assemble(run: Path, out: Path) -> int:
+    """Copy what a run has trained so far to ``out``, weights in float16; returns the bytes of the weights.
+
+    The two renderers share the autoencoder, which lies beside them; the environment encoder lies there as well. A stage that
+    has not run yet is left out. InputError when none has.
+    """
+    found = {part: run / source for part, source in PARTS.items() if (run / source).is_dir()}
+    if not found:
+        raise InputError(f"trained stages in {run}", "none", "run `diffusion-renderer train vae` and the later stages first")
+    total = 0
+    for part, source in found.items():
+        target = out / part
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for path in sorted(source.iterdir()):
+            if path.suffix == ".json":
+                shutil.copy(path, target / path.name)
+            elif path.suffix == ".safetensors":
+                halves = {name: value.half().contiguous() for name, value in load_file(path).items()}
+                save_file(halves, target / path.name, metadata={"format": "pt"})
+                total += (target / path.name).stat().st_size
+    for kind in ("inverse", "forward"):
+        settings = run / kind / "renderer.json"
+        if settings.exists():
+            shutil.copy(settings, out / kind / "renderer.json")
+    records = {stage: _record(run / stage) for stage in ("vae", "env", "inverse", "forward") if (run / stage).is_dir()}
+    (out / "training.json").write_text(json.dumps(records, indent=2))
+    return total
+
+
+def _record(folder: Path) -> dict[str, float]:
+    """Steps and seconds that a stage has trained for."""
+    state = folder / "checkpoint" / "state.json"
+    return json.loads(state.read_text()) if state.exists() else {}

@@ -1,0 +1,36 @@
+"""Lights as training sees them: environment images of the stored panoramas, as they are or varied at random."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_renderer.core.geometry import rotation_x, rotation_y
+from diffusion_renderer.core.types import EnvironmentMap
+from diffusion_renderer.light import environment_images
+from diffusion_renderer.training.data import FrameStore
+
+
+def light_images(
+    radiance: Float[Tensor, "3 height width"], rotations: Float[Tensor, "frames 3 3"], size: int
+) -> Float[Tensor, "frames 3 3 size size"]:
+    """The three environment images of every frame, stacked in the encoder's order (ldr, log, direction)."""
+    images = environment_images(EnvironmentMap(radiance), rotations, size, antialias=True)
+    return torch.stack((images.ldr, images.log, images.direction), dim=1)
+
+
+def random_light_images(
+    store: FrameStore, count: int, size: int, generator: torch.Generator
+) -> Float[Tensor, "count 3 3 size size"]:
+    """Environment images of random panoramas, turned and tilted as cameras are, up to three stops darker or brighter."""
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    images = []
+    for clip in torch.randint(store.light.shape[0], (count,), generator=generator).tolist():
+        rotation = rotation_y(uniform(-3.1416, 3.1416)) @ rotation_x(uniform(-1.2, 0.4))
+        radiance = store.light[clip].float()[torch.randperm(3, generator=generator)] * 2 ** uniform(-3, 3)
+        images.append(light_images(radiance, rotation[None], size))
+    return torch.cat(images)

@@ -1,0 +1,154 @@
+"""Presets: the sizes of the networks that this project trains, as typed objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+
+from diffusion_renderer.models import EnvEncoder, UNetCustomSpatioTemporalConditionModel
+
+_DOWN, _CROSS_DOWN = "DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"
+_UP, _CROSS_UP = "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the four networks and the way images are fed to them; the classes are the published ones.
+
+    Attributes
+    ----------
+    groups : image groups: buffers that share a network image (see `core.packing`).
+    latent_channels, vae_widths : of the autoencoder; n widths give a latent 2^(n-1) times smaller than the image.
+    inverse_widths, forward_widths : of the four levels of each UNet.
+    env_widths, env_size : of the environment encoder, and the side of the square images that it reads, pixels.
+    size : side of the training images, pixels.
+    window : longest clip seen in training, frames.
+    sigma_max : the largest noise level, from which sampling starts.
+    start_weight : share of training samples that sit at ``sigma_max``, where a one-step sampler works. The rest follow the
+        log-normal of EDM around ``sigma_mean`` with ``sigma_std`` (natural logarithms).
+    """
+
+    name: str
+    groups: tuple[tuple[str, ...], ...]
+    latent_channels: int
+    vae_widths: tuple[int, ...]
+    inverse_widths: tuple[int, ...]
+    forward_widths: tuple[int, ...]
+    env_widths: tuple[int, ...]
+    env_size: int
+    size: int
+    window: int
+    sigma_max: float = 700.0
+    start_weight: float = 0.8
+    sigma_mean: float = 1.0
+    sigma_std: float = 1.6
+    context_channels: int = 64
+    time_channels: int = 32
+    labels: tuple[str, ...] = field(default=("env_ldr", "env_log", "env_nrm"))
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent pixel."""
+        return 2 ** (len(self.vae_widths) - 1)
+
+    def vae(self) -> AutoencoderKLTemporalDecoder:
+        """The autoencoder, untrained."""
+        return AutoencoderKLTemporalDecoder(
+            block_out_channels=self.vae_widths,
+            down_block_types=("DownEncoderBlock2D",) * len(self.vae_widths),
+            latent_channels=self.latent_channels,
+            layers_per_block=1,
+            sample_size=self.size,
+            scaling_factor=1.0,
+            force_upcast=False,
+        )
+
+    def _unet_options(self, widths: tuple[int, ...]) -> dict[str, Any]:
+        return {
+            "sample_size": self.size // self.factor,
+            "out_channels": self.latent_channels,
+            "block_out_channels": widths,
+            "layers_per_block": 1,
+            "num_attention_heads": tuple(width // 32 for width in widths),
+            "addition_time_embed_dim": self.time_channels,
+            "projection_class_embeddings_input_dim": 3 * self.time_channels,
+            "num_frames": self.window,
+        }
+
+    def inverse_unet(self) -> UNetCustomSpatioTemporalConditionModel:
+        """The inverse renderer's UNet, untrained: noisy buffer latent and clip latent in, attention at the inner levels."""
+        return UNetCustomSpatioTemporalConditionModel(
+            in_channels=2 * self.latent_channels,
+            down_block_types=(_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN),
+            up_block_types=(_UP, _CROSS_UP, _CROSS_UP, _UP),
+            cross_attention_dim=self.context_channels,
+            temporal_cross_attention_dim=self.context_channels,
+            **self._unet_options(self.inverse_widths),
+        )
+
+    def forward_unet(self) -> UNetCustomSpatioTemporalConditionModel:
+        """The forward renderer's UNet, untrained: noise and one latent per image group in, the light by cross-attention."""
+        return UNetCustomSpatioTemporalConditionModel(
+            in_channels=(1 + len(self.groups)) * self.latent_channels,
+            down_block_types=(_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN),
+            up_block_types=(_UP, _CROSS_UP, _CROSS_UP, _CROSS_UP),
+            cross_attention_dim=self.forward_widths,
+            temporal_cross_attention_dim=None,
+            context_embedding_type=None,
+            multi_res_encoder_hidden_states=True,
+            **self._unet_options(self.forward_widths),
+        )
+
+    def env_encoder(self) -> EnvEncoder:
+        """The environment encoder, untrained."""
+        return EnvEncoder(
+            in_channels=len(self.labels) * self.latent_channels,
+            channels=self.env_widths,
+            num_res_blocks=1,
+            in_labels=self.labels,
+        )
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """SVD's scheduler (EDM noise levels, v-prediction) in diffusers' file format."""
+        return {
+            "_class_name": "EulerDiscreteScheduler",
+            "_diffusers_version": "0.42.0",
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "final_sigmas_type": "zero",
+            "interpolation_type": "linear",
+            "num_train_timesteps": 1000,
+            "prediction_type": "v_prediction",
+            "sigma_max": self.sigma_max,
+            "sigma_min": 0.002,
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+            "timestep_type": "continuous",
+            "use_karras_sigmas": True,
+        }
+
+    def draw_sigma(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Noise levels of ``count`` training samples."""
+        drawn = (self.sigma_mean + self.sigma_std * torch.randn(count, generator=generator)).exp().clamp(0.002, self.sigma_max)
+        at_start = torch.rand(count, generator=generator) < self.start_weight
+        return torch.where(at_start, torch.full_like(drawn, self.sigma_max), drawn)
+
+
+TINY = Preset(
+    name="tiny",
+    groups=(("basecolor",), ("normal",), ("depth", "roughness", "metallic")),
+    latent_channels=16,
+    vae_widths=(32, 64, 96, 96),
+    inverse_widths=(96, 96, 128, 128),
+    forward_widths=(64, 96, 128, 128),
+    env_widths=(64, 96, 128, 128),
+    env_size=64,
+    size=128,
+    window=8,
+)
+
+PRESETS = {preset.name: preset for preset in (TINY,)}

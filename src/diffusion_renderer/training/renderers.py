@@ -1,0 +1,180 @@
+"""Stages `inverse` and `forward`: the two diffusion models, trained in latent space with the paper's losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffusion_renderer.core.packing import embedding_index
+from diffusion_renderer.diffusion import VPrediction
+from diffusion_renderer.training.data import GROUPS, IMAGES
+from diffusion_renderer.training.environment import load_env_encoder
+from diffusion_renderer.training.latents import LatentStore
+from diffusion_renderer.training.options import TrainOptions
+from diffusion_renderer.training.presets import Preset
+
+#: Share of the steps that see clips of the preset's window; the others see stills.
+CLIP_SHARE = 0.35
+#: Share of the forward samples whose conditions are zeroed, for classifier-free guidance.
+DROP_SHARE = 0.05
+#: fps - 1, motion bucket, strength of noise augmentation: the published constants.
+TIME_IDS = (6.0, 127.0, 0.0)
+
+
+class _LatentStage:
+    """What both renderers share: drawing clips of latents, noising them, and the loss on the clean latent."""
+
+    name: str
+    learning_rate = 6e-4
+
+    def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
+        torch.manual_seed(options.seed)
+        self.preset, self.vae, self.store, self.batch = preset, vae, store, options.batch
+        self.precondition = VPrediction()
+        self.stills = torch.arange(len(store))
+        self.clips = store.starts(preset.window)
+
+    def _draw(self, generator: torch.Generator) -> Int[Tensor, "batch frames"]:
+        """Frame indices of a batch: stills, or consecutive frames of clips. The cost per step is the same."""
+        clips = len(self.clips) > 0 and float(torch.rand((), generator=generator)) < CLIP_SHARE
+        starts, frames = (self.clips, self.preset.window) if clips else (self.stills, 1)
+        count = max(1, self.batch // frames)
+        chosen = starts[torch.randint(len(starts), (count,), generator=generator)]
+        return chosen[:, None] + torch.arange(frames)
+
+    def _denoising_loss(
+        self, clean: Float[Tensor, "batch frames channels height width"], generator: torch.Generator, predict: object
+    ) -> Tensor:
+        """``|| f(g_tau; conditions) - g_0 ||^2`` (paper, equations 4 and 6), weighted so that v has unit weight at every level."""
+        sigma = self.preset.draw_sigma(clean.shape[0], generator)[:, None, None, None, None]
+        noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
+        output = predict(self.precondition.c_in(sigma) * noisy, self.precondition.c_noise(sigma).flatten())
+        estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
+        return (((estimate - clean) / self.precondition.c_out(sigma)) ** 2).mean()
+
+    def _time_ids(self, count: int) -> Float[Tensor, "count 3"]:
+        return torch.tensor(TIME_IDS).expand(count, 3)
+
+    @torch.no_grad()
+    def _start(self, shape: torch.Size, predict: object) -> Tensor:
+        """One-step estimate from pure noise at the largest noise level."""
+        sigma = torch.full((shape[0], 1, 1, 1, 1), self.preset.sigma_max)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * sigma
+        output = predict(self.precondition.c_in(sigma) * noise, self.precondition.c_noise(sigma).flatten())
+        return self.precondition.c_skip(sigma) * noise + self.precondition.c_out(sigma) * output.float()
+
+    def _decode(self, latents: Float[Tensor, "batch frames channels height width"]) -> Float[Tensor, "batch 3 h w"]:
+        """The first frame of each clip as an image in [0, 1]."""
+        return 0.5 * self.vae.decode(latents[:, 0].float() / self.vae.config.scaling_factor, num_frames=1).sample + 0.5
+
+    def _sheet_frames(self) -> Int[Tensor, "count 1"]:
+        return torch.linspace(0, len(self.store) - 1, 6).long()[:, None]
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "groups": [list(group) for group in GROUPS],
+            "default_steps": 1,
+            "condition_scaled": True,
+            "working_area": self.preset.size**2,
+            "env_size": self.preset.env_size,
+            "env_antialias": True,
+            "window": self.preset.window,
+            "default_guidance": 1.0,
+        }
+
+    def _export(self, folder: Path, kind: str) -> None:
+        """Write ``folder/unet``, its scheduler and `renderer.json`."""
+        self.network.save_pretrained(folder / "unet")
+        (folder / "scheduler").mkdir(exist_ok=True)
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(self.preset.scheduler_config(), indent=2))
+        (folder / "renderer.json").write_text(json.dumps({"kind": kind, **self._settings()}, indent=2))
+
+
+class InverseStage(_LatentStage):
+    """One random image group per sample, named to the network by its domain embedding (paper, section 4.1)."""
+
+    name = "inverse"
+
+    def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
+        super().__init__(preset, vae, store, options)
+        self.network: nn.Module = preset.inverse_unet()
+        self.ids = torch.tensor([embedding_index(group) for group in GROUPS])
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The denoising loss of one batch."""
+        index = self._draw(generator)
+        group = torch.randint(len(GROUPS), (len(index),), generator=generator)
+        clean = self.store.images[index, 1 + group[:, None]].float()
+        clip = self.store.images[index, 0].float()
+        return self._denoising_loss(clean, generator, self._predictor(clip, group)), {}
+
+    def _predictor(self, clip: Tensor, group: Int[Tensor, "batch"]) -> object:
+        context = torch.zeros(len(group), 1, self.preset.context_channels)
+
+        def predict(scaled: Tensor, noise_level: Tensor) -> Tensor:
+            joined = torch.cat((scaled, clip), dim=2)
+            return self.network(joined, noise_level, context, self._time_ids(len(group)), self.ids[group])
+
+        return predict
+
+    def sheet(self) -> Tensor:
+        """Six frames: the video, then ground truth above estimate for every image group."""
+        index = self._sheet_frames()
+        clip = self.store.images[index, 0].float()
+        rows = [self._decode(clip)]
+        for number in range(len(GROUPS)):
+            truth = self.store.images[index, 1 + number].float()
+            predict = self._predictor(clip, torch.full((len(index),), number))
+            rows += [self._decode(truth), self._decode(self._start(truth.shape, predict))]
+        return rearrange(torch.stack(rows), "r n c h w -> c (r h) (n w)")
+
+    def export(self, folder: Path) -> None:
+        """Write the inverse renderer's network in diffusers' layout."""
+        self._export(folder, "inverse")
+
+
+class ForwardStage(_LatentStage):
+    """The video given G-buffers and light; conditions are dropped at times for guidance (paper, section 4.2)."""
+
+    name = "forward"
+
+    def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
+        super().__init__(preset, vae, store, options)
+        self.network: nn.Module = preset.forward_unet()
+        self.encoder = load_env_encoder(options.out)
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The denoising loss of one batch."""
+        index = self._draw(generator)
+        keep = (torch.rand(len(index), generator=generator) >= DROP_SHARE).float()
+        clean = self.store.images[index, 0].float()
+        return self._denoising_loss(clean, generator, self._predictor(index, keep)), {}
+
+    def _predictor(self, index: Int[Tensor, "batch frames"], keep: Float[Tensor, "batch"]) -> object:
+        mask = keep[:, None, None, None, None]
+        buffers = rearrange(self.store.images[index, 1:].float(), "b f k c h w -> b f (k c) h w") * mask
+        with torch.no_grad():
+            features = [level.float() * mask for level in self.encoder(self.store.light[index].float())]
+
+        def predict(scaled: Tensor, noise_level: Tensor) -> Tensor:
+            return self.network(torch.cat((scaled, buffers), dim=2), noise_level, features, self._time_ids(len(index)))
+
+        return predict
+
+    def sheet(self) -> Tensor:
+        """Six frames: base colour, normals, the video, and the estimate."""
+        index = self._sheet_frames()
+        truth = self.store.images[index, 0].float()
+        estimate = self._start(truth.shape, self._predictor(index, torch.ones(len(index))))
+        rows = [self._decode(self.store.images[index, IMAGES.index(name)].float()) for name in ("basecolor", "normal", "rgb")]
+        return rearrange(torch.stack([*rows, self._decode(estimate)]), "r n c h w -> c (r h) (n w)")
+
+    def export(self, folder: Path) -> None:
+        """Write the forward renderer's network in diffusers' layout."""
+        self._export(folder, "forward")
