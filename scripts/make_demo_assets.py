@@ -2,8 +2,8 @@
 
     python scripts/make_demo_assets.py OUT [--frames 24] [--width 192] [--height 128] [--samples 64]
 
-OUT/clip holds the input frames with their ground-truth buffers, cameras.json and the clip's own light; OUT/lights the panoramas;
-OUT/relit/<light> the frames under each of them; OUT/lights.json says which light rotates. Needs the extra `data`.
+OUT/clip holds the input frames with their ground-truth buffers, cameras.json and the clip's own light; OUT/lights the
+panoramas; OUT/relit/<light> the frames under each of them; OUT/lights.json says which light rotates. Needs the extra `data`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import nn
 from diffusion_renderer.models import EnvEncoder, UNetCustomSpatioTemporalConditionModel
 
 LATENTS = 8
-WIDTHS = (32, 32, 64)
+WIDTHS = (32, 64, 64)
 GROUPS = [["basecolor"], ["normal"], ["depth", "roughness", "metallic"]]
 
 
@@ -30,7 +30,7 @@ def random_unet(
         "down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),
         "up_block_types": ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 2,
         "layers_per_block": 1,
-        "num_attention_heads": (1, 1, 2),
+        "num_attention_heads": (1, 2, 2),
         "addition_time_embed_dim": 32,
         "projection_class_embeddings_input_dim": 96,
         "num_frames": 4,

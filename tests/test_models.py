@@ -108,7 +108,7 @@ def test_zero_features_act_like_one_zero_token() -> None:
 
 def test_environment_features_halve_from_level_to_level() -> None:
     shapes = [tuple(level.shape) for level in random_env_encoder()(noise(2, 3, 3 * LATENTS, 16, 16))]
-    assert shapes == [(2, 3, 32, 16, 16), (2, 3, 32, 8, 8), (2, 3, 64, 4, 4)]
+    assert shapes == [(2, 3, 32, 16, 16), (2, 3, 64, 8, 8), (2, 3, 64, 4, 4)]
 
 
 def test_wrong_context_is_refused() -> None:

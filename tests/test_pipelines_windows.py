@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ CASES = [(1, 4, 1), (4, 4, 1), (5, 4, 1), (10, 4, 2), (11, 4, 2), (23, 8, 2), (9
 def test_windows_cover_the_clip(frames: int, window: int, overlap: int) -> None:
     windows = plan_windows(frames, window, overlap)
     assert windows[0].start == 0 and windows[-1].stop == frames
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in pairwise(windows):
         assert before.start < after.start and before.stop - after.start >= overlap
     assert all(w.stop - w.start == min(window, frames) for w in windows)
 

@@ -10,8 +10,9 @@ Importing this module loads neither torch nor any other heavy library; the names
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Callable
+from typing import Any
 
 from diffusion_renderer.core import persistence
 

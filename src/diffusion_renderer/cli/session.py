@@ -15,7 +15,16 @@ from diffusion_renderer.cli.record import Result, fingerprint
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import BUFFERS, Camera, EnvironmentMap, GBuffer
-from diffusion_renderer.editing import LightOptions, Shot, distinct_names, light_scale, relight_gbuffer, scaled
+from diffusion_renderer.editing import (
+    Forward,
+    Inverse,
+    LightOptions,
+    Shot,
+    distinct_names,
+    light_scale,
+    relight_gbuffer,
+    scaled,
+)
 from diffusion_renderer.models import Kind, check_kind
 
 KINDS: tuple[Kind, Kind] = ("inverse", "forward")
@@ -41,11 +50,11 @@ class Models:
     device: str | None = None
 
     @cached_property
-    def inverse(self) -> pipelines.InverseRenderer:
+    def inverse(self) -> Inverse:
         return pipelines.load_inverse(self.inverse_name, device=self.device)
 
     @cached_property
-    def forward(self) -> pipelines.ForwardRenderer:
+    def forward(self) -> Forward:
         return pipelines.load_forward(self.forward_name, device=self.device)
 
     def check(self, *kinds: Kind) -> None:
@@ -138,7 +147,7 @@ class Session:
         result.write([*files, f"{result.name}/cameras.json"] if shot.camera is not None else files, write)
         self._report(result.name, "rgb")
 
-    def _scale(self, environment: EnvironmentMap, wanted: Any, forward: pipelines.ForwardRenderer) -> float:
+    def _scale(self, environment: EnvironmentMap, wanted: Any, forward: Any) -> float:
         if isinstance(wanted, float):
             return wanted
         return light_scale(environment, forward.settings)

@@ -57,9 +57,9 @@ def demo_relit(settings: DatasetSettings = DEMO_SETTINGS) -> Iterator[DemoLight]
     """The demo's scene under each of its three lights, the last one rotating."""
     spec = demo_scene(settings)
     for name, kind, seed, rotates in (
-        ("sunny", "sky", 3, False),
-        ("studio", "studio", 8, False),
-        ("neon", "gradients", 5, True),
+        ("sunny", "sky", 15, False),
+        ("studio", "studio", 13, False),
+        ("dusk", "gradients", 9, True),
     ):
         radiance = panorama_of_kind(np.random.default_rng([_DEMO_SEED, 0, seed]), kind, settings.panorama_height)
         light = EnvironmentMap(torch.from_numpy(radiance).permute(2, 0, 1).contiguous(), name)
@@ -85,7 +85,7 @@ def demo_scene(settings: DatasetSettings = DEMO_SETTINGS) -> SceneSpec:
     steel = painted_material(rng, "photo", [(0.45, 0.16, 0.06), (0.58, 0.58, 0.60)], (0.85, 0.25), (0.0, 1.0))
     objects = (
         SceneObject(plane(2.6, 3.0), wood),
-        _standing(vase(rng), glaze, 0.95, (-0.55, -0.55), 0.3),
+        _standing(vase(rng), glaze, 0.88, (-0.55, -0.55), 0.3),
         _standing(sphere(), brass, 0.46, (0.62, 0.45), 0.0),
         _standing(rounded_box(rng), paint, 0.78, (0.85, -0.75), 0.5),
         _standing(torus(rng), steel, 0.52, (-0.6, 0.78), 0.0),
@@ -104,7 +104,7 @@ def _standing(mesh: Mesh, material: Material, radius: float, place: tuple[float,
 
 def _arc(frames: int) -> Camera:
     angles = torch.linspace(-25.0, 25.0, frames).deg2rad() if frames > 1 else torch.zeros(1)
-    target, elevation, distance = torch.tensor([0.05, 0.42, 0.0]), math.radians(24), 4.6
+    target, elevation, distance = torch.tensor([0.05, 0.55, 0.0]), math.radians(22), 5.0
     around = torch.stack(
         (angles.sin() * math.cos(elevation), torch.full_like(angles, math.sin(elevation)), angles.cos() * math.cos(elevation)),
         -1,

@@ -65,8 +65,8 @@ def render_relit(
 ) -> tuple[Clip, EnvironmentMap]:
     """Ground truth of the scene under another panorama.
 
-    ``brightness`` None takes the panorama as already exposed, as a stored one is; else the exposure is chosen for that mean (see
-    `choose_exposure`). Returns the clip and the panorama multiplied by the exposure, with which the clip holds at exposure 1.
+    ``brightness`` None takes the panorama as already exposed, as a stored one is; else the exposure is chosen for that mean
+    (see `choose_exposure`). Returns the clip and the panorama times the exposure: with it the clip holds at exposure 1.
 
     ``rotations[i]`` maps camera-space direction d of frame i to the direction ``rotations[i] @ d`` at which the panorama is
     shown, as in CONVENTIONS ("Lookup"): the camera's rotation for a light fixed to the world, which None stands for.

@@ -85,7 +85,7 @@ def painted_material(
     roughness: tuple[float, float],
     metallic: tuple[float, float] = (0.0, 0.0),
 ) -> Material:
-    """A chosen material: linear colours, roughness and metallic all run along one pattern (a name of `PATTERNS`) from 0 to 1."""
+    """A chosen material: linear colours, roughness and metallic all run along one pattern of `PATTERNS`."""
     field = np.clip(_PATTERNS[pattern][1](rng), 0.0, 1.0)
     stops = np.linspace(0.0, 1.0, len(colours))
     basecolor = np.stack([np.interp(field, stops, [colour[channel] for colour in colours]) for channel in range(3)], axis=-1)

@@ -117,7 +117,7 @@ def _sky(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     towards = np.clip(d @ sun, -1, 1)
     glow = np.exp((towards - 1) * rng.uniform(4, 25))[..., None] * np.array([1.2, 1.0, 0.75]) * rng.uniform(0.2, 2.0)
     sky = sky + glow
-    cover = rng.choice([0.0, rng.uniform(0.2, 0.7), rng.uniform(0.8, 1.0)], p=[0.35, 0.45, 0.2])
+    cover = float(rng.choice([0.0, rng.uniform(0.2, 0.7), rng.uniform(0.8, 1.0)], p=[0.35, 0.45, 0.2]))
     noise = fractal(rng, height, width, rng.uniform(0.3, 0.55), rng.uniform(2, 6))
     cloud = (smoothstep(1 - cover, 1 - cover + 0.35, noise) if cover > 0 else np.zeros_like(noise)) * smoothstep(0.0, 0.15, y)
     lit = np.array([1.0, 0.97, 0.95]) * (0.6 + 0.9 * noise[..., None]) * rng.uniform(0.7, 1.6) + 0.5 * glow

@@ -80,7 +80,7 @@ def render_gbuffer(
     means, coverages = [], []
     for number, group in enumerate(_in_groups(len(spec.camera), settings.width * settings.height * n * n)):
         camera = spec.camera[group]
-        sensor = _sensor(mi, camera, settings.width * n, settings.height * n, "independent", 1)
+        sensor = _sensor(mi, camera, settings.width * n, settings.height * n, 1, buffers=True)
         hits = np.array(mi.render(scene, sensor=sensor, integrator=integrator, spp=1, seed=seed + number))
         hits = torch.from_numpy(rearrange(hits, "h (f w) c -> f h w c", f=len(camera)))
         mean, coverage = _mean_of_hits(hits, spec.objects, camera, n)
@@ -146,7 +146,7 @@ def denoise(
 ) -> Float[Tensor, "frames 3 height width"]:
     """Open Image Denoise frame by frame, guided by base colour and normal; the noisy frames where it cannot be loaded.
 
-    Pixels that see only the panorama have no noise and are kept.
+    Pixels that, with their neighbours, see only the panorama have no noise and are kept.
     """
     oidn = load_denoiser()
     if oidn is None:
@@ -156,7 +156,8 @@ def denoise(
         images = [np.ascontiguousarray(rearrange(image.numpy(), "c h w -> h w c")) for image in (color, albedo, normal)]
         result = oidn.denoise(images[0], albedo=images[1], normal=images[2], hdr=True, clean_aux=True)
         clean.append(rearrange(torch.from_numpy(np.array(result)), "h w c -> c h w"))
-    return torch.where(coverage == 0, noisy, torch.stack(clean)).clamp_min(0.0)
+    near_surface = torch.nn.functional.max_pool2d(coverage, 3, stride=1, padding=1) > 0
+    return torch.where(near_surface, torch.stack(clean), noisy).clamp_min(0.0)
 
 
 # --- building Mitsuba's objects ---------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def _texture(mi: Any, image: Float[np.ndarray, "size size channels"]) -> dict[st
     return {"type": "bitmap", "bitmap": mi.Bitmap(np.ascontiguousarray(image, np.float32)), "raw": True, "wrap_mode": "repeat"}
 
 
-def _sensor(mi: Any, camera: Camera, width: int, height: int, sampler: str, samples: int) -> Any:
+def _sensor(mi: Any, camera: Camera, width: int, height: int, samples: int, buffers: bool = False) -> Any:
     """All frames side by side on one film, so that a clip is one launch."""
     sensor: dict[str, Any] = {
         "type": "batch",
@@ -248,8 +249,10 @@ def _sensor(mi: Any, camera: Camera, width: int, height: int, sampler: str, samp
             "pixel_format": "rgb",
             "component_format": "float32",
         },
-        "sampler": {"type": sampler, "sample_count": samples},
+        "sampler": {"type": "independent", "sample_count": samples},
     }
+    if buffers:  # sub-pixels are hit in their centres: straight edges stay straight, and there is no noise at all
+        sensor["sampler"] = {"type": "stratified", "sample_count": 1, "jitter": False}
     # Mitsuba's camera looks along +z with +x to the left; ours along -z with +x to the right.
     turn = np.diag([-1.0, 1.0, -1.0, 1.0])
     for index, (pose, fov) in enumerate(zip(camera.pose, camera.fov_x, strict=True)):
@@ -275,7 +278,7 @@ def _trace(mi: Any, scene: Any, camera: Camera, settings: DatasetSettings, seed:
     groups = []
     for number, group in enumerate(_in_groups(len(camera), settings.width * settings.height * settings.samples)):
         part = camera[group]
-        sensor = _sensor(mi, part, settings.width, settings.height, "independent", settings.samples)
+        sensor = _sensor(mi, part, settings.width, settings.height, settings.samples)
         film = np.array(mi.render(scene, sensor=sensor, integrator=integrator, spp=settings.samples, seed=seed + number))
         groups.append(torch.from_numpy(rearrange(film, "h (f w) c -> f c h w", f=len(part)).copy()))
     frames = torch.cat(groups)

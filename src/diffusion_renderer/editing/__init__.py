@@ -2,10 +2,12 @@
 
 from diffusion_renderer.editing.lighting import LightOptions, light_rotations, light_scale, scaled
 from diffusion_renderer.editing.names import distinct_names, relit_name
-from diffusion_renderer.editing.relight import STILL_FRAMES, Relit, Shot, hold_frame, relight, relight_gbuffer
+from diffusion_renderer.editing.relight import STILL_FRAMES, Forward, Inverse, Relit, Shot, hold_frame, relight, relight_gbuffer
 
 __all__ = [
     "STILL_FRAMES",
+    "Forward",
+    "Inverse",
     "LightOptions",
     "Relit",
     "Shot",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,11 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.editing.lighting import LightOptions, light_rotations
 from diffusion_renderer.editing.names import distinct_names, relit_name
-from diffusion_renderer.pipelines import ForwardRenderer, InverseRenderer
 
+#: Anything called as `pipelines.InverseRenderer` and `pipelines.ForwardRenderer` are. Plain callables: the run-time type
+#: checker of the tests takes no protocol that is not declared checkable.
+Inverse = Callable[..., GBuffer]
+Forward = Callable[..., Clip]
 #: Length of a clip made of one still, frames.
 STILL_FRAMES = 24
 
@@ -76,7 +79,7 @@ def hold_frame(gbuffer: GBuffer, index: int, frames: int) -> GBuffer:
     return replace(gbuffer, **held)
 
 
-def relight_gbuffer(gbuffer: GBuffer, light: EnvironmentMap, forward: ForwardRenderer, shot: Shot, **options: Any) -> Clip:
+def relight_gbuffer(gbuffer: GBuffer, light: EnvironmentMap, forward: Forward, shot: Shot, **options: Any) -> Clip:
     """The shot that G-buffers show, under ``light``.
 
     ``options`` go to the forward renderer (steps, guidance, lora_scale, seed, size, progress). Raises InputError when a buffer
@@ -91,8 +94,8 @@ def relight_gbuffer(gbuffer: GBuffer, light: EnvironmentMap, forward: ForwardRen
 def relight(
     clip: Clip,
     lights: Sequence[EnvironmentMap],
-    inverse: InverseRenderer,
-    forward: ForwardRenderer,
+    inverse: Inverse,
+    forward: Forward,
     *,
     shot: Shot | None = None,
     inverse_options: dict[str, Any] | None = None,

@@ -1,5 +1,6 @@
 """Networks: the UNet of both renderers, the environment encoder, the VAE's latents, checkpoints. They know no schedule."""
 
+from diffusion_renderer.models.autoencoder import AutoencoderKLTemporalDecoder
 from diffusion_renderer.models.checkpoint import Checkpoint, Kind, check_kind, download_checkpoint, load_checkpoint
 from diffusion_renderer.models.env_encoder import EnvEncoder
 from diffusion_renderer.models.latents import LatentCodec
@@ -7,6 +8,7 @@ from diffusion_renderer.models.lora import LoraNetwork
 from diffusion_renderer.models.unet import UNetCustomSpatioTemporalConditionModel
 
 __all__ = [
+    "AutoencoderKLTemporalDecoder",
     "Checkpoint",
     "EnvEncoder",
     "Kind",

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, ModelMixin
+from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.models.autoencoder import AutoencoderKLTemporalDecoder
 from diffusion_renderer.models.env_encoder import EnvEncoder
 from diffusion_renderer.models.lora import WEIGHTS_NAME, LoraNetwork
 from diffusion_renderer.models.unet import UNetCustomSpatioTemporalConditionModel

@@ -11,6 +11,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_renderer.models.norms import PUBLISHED_GROUPS, set_norm_groups
+
 
 class EnvEncoder(ModelMixin, ConfigMixin):
     """Latents of the environment images to one feature map per level; no attention, no temporal layers, no time embedding.
@@ -21,6 +23,7 @@ class EnvEncoder(ModelMixin, ConfigMixin):
     channels : width of each level. The first keeps the latents' resolution, each further one halves it.
     num_res_blocks : residual blocks per level.
     in_labels : names of the environment images, in the order in which their latents are concatenated.
+    norm_num_groups : groups of every group norm (see `models.norms`).
     latent_encoder : True: the input are latents. The published checkpoints know no other kind, nor does this class.
     """
 
@@ -34,6 +37,7 @@ class EnvEncoder(ModelMixin, ConfigMixin):
         num_res_blocks: int = 2,
         in_labels: Sequence[str] = ("env_ldr", "env_log", "env_nrm"),
         latent_encoder: bool = True,
+        norm_num_groups: int = PUBLISHED_GROUPS,
     ) -> None:
         super().__init__()
         if not latent_encoder:
@@ -50,6 +54,7 @@ class EnvEncoder(ModelMixin, ConfigMixin):
             )
             for level, width in enumerate(channels)
         )
+        set_norm_groups(self, norm_num_groups)
 
     def forward(
         self, latents: Float[Tensor, "batch frames in_channels height width"]

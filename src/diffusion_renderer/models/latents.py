@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from jaxtyping import Float
 from torch import Tensor
+
+from diffusion_renderer.models.autoencoder import AutoencoderKLTemporalDecoder
 
 
 @dataclass(frozen=True)

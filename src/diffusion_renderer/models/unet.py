@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusion_renderer.models.attention import SpatioTemporalTransformer
+from diffusion_renderer.models.norms import PUBLISHED_GROUPS, set_norm_groups
 
 _ATTENTION_DOWN = ("CrossAttnDownBlockSpatioTemporal",) * 3
 _ATTENTION_UP = ("CrossAttnUpBlockSpatioTemporal",) * 3
@@ -35,6 +36,7 @@ class UNetCustomSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel):
     context_embedding_type : None, or any name for a learned embedding of ``context_vocab_size`` domains that is added to the
         context (the published inverse renderer calls it "clip", after what the cross-attention read in SVD).
     multi_res_encoder_hidden_states : the context is a list of feature maps, one per level, instead of one token sequence.
+    norm_num_groups : groups of every group norm (see `models.norms`).
     num_frames : frames of a training window; inference may use another number.
 
     Others as in diffusers' `UNetSpatioTemporalConditionModel`. Widths are multiples of 32 (its group norms are fixed).
@@ -60,6 +62,7 @@ class UNetCustomSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel):
         context_embedding_type: str | None = "clip",
         context_vocab_size: int = 16,
         multi_res_encoder_hidden_states: bool = False,
+        norm_num_groups: int = PUBLISHED_GROUPS,
     ) -> None:
         super().__init__(
             sample_size=sample_size,
@@ -84,6 +87,7 @@ class UNetCustomSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel):
             if hasattr(block, "attentions"):
                 block.attentions = nn.ModuleList(_replacement(old, spatial[level], temporal[level]) for old in block.attentions)
         self.context_embedding = nn.Embedding(context_vocab_size, spatial[0]) if context_embedding_type is not None else None
+        set_norm_groups(self, norm_num_groups)
 
     def forward(
         self,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import FrameStore
 from diffusion_renderer.training.lights import random_light_images
 from diffusion_renderer.training.options import TrainOptions
@@ -29,11 +29,13 @@ class VaeStage:
     """L1 + edge + light KL on crops of every kind of image that the renderers encode: video, G-buffers, environment images."""
 
     name = "vae"
-    learning_rate = 1e-3
+    learning_rate = 4e-4
 
     def __init__(self, preset: Preset, store: FrameStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
         self.network = preset.vae()
+        # Start nearly deterministic (posterior deviation 0.05): with the default of about 1 the decoder sees noise for a long time.
+        torch.nn.init.constant_(self.network.quant_conv.bias[preset.latent_channels :], -6.0)
         self.preset, self.store, self.batch = preset, store, options.batch
         self.starts = store.starts(CLIP_FRAMES)
 

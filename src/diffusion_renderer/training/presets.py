@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 
-from diffusion_renderer.models import EnvEncoder, UNetCustomSpatioTemporalConditionModel
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder, EnvEncoder, UNetCustomSpatioTemporalConditionModel
 
 _DOWN, _CROSS_DOWN = "DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"
 _UP, _CROSS_UP = "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"
@@ -47,6 +46,7 @@ class Preset:
     sigma_std: float = 1.6
     context_channels: int = 64
     time_channels: int = 32
+    norm_groups: int = 8
     labels: tuple[str, ...] = field(default=("env_ldr", "env_log", "env_nrm"))
 
     @property
@@ -64,6 +64,7 @@ class Preset:
             sample_size=self.size,
             scaling_factor=1.0,
             force_upcast=False,
+            norm_num_groups=self.norm_groups,
         )
 
     def _unet_options(self, widths: tuple[int, ...]) -> dict[str, Any]:
@@ -76,6 +77,7 @@ class Preset:
             "addition_time_embed_dim": self.time_channels,
             "projection_class_embeddings_input_dim": 3 * self.time_channels,
             "num_frames": self.window,
+            "norm_num_groups": self.norm_groups,
         }
 
     def inverse_unet(self) -> UNetCustomSpatioTemporalConditionModel:
@@ -109,6 +111,7 @@ class Preset:
             channels=self.env_widths,
             num_res_blocks=1,
             in_labels=self.labels,
+            norm_num_groups=self.norm_groups,
         )
 
     def scheduler_config(self) -> dict[str, Any]:
@@ -142,7 +145,7 @@ TINY = Preset(
     name="tiny",
     groups=(("basecolor",), ("normal",), ("depth", "roughness", "metallic")),
     latent_channels=16,
-    vae_widths=(32, 64, 96, 96),
+    vae_widths=(32, 32, 64, 128),
     inverse_widths=(96, 96, 128, 128),
     forward_widths=(64, 96, 128, 128),
     env_widths=(64, 96, 128, 128),

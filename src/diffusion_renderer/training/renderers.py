@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusion_renderer.core.packing import embedding_index
 from diffusion_renderer.diffusion import VPrediction
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import GROUPS, IMAGES
 from diffusion_renderer.training.environment import load_env_encoder
 from diffusion_renderer.training.latents import LatentStore
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
+
+#: The network with its conditions filled in: (scaled noisy latents, noise level of each clip) -> v.
+Predict = Callable[[Tensor, Tensor], Tensor]
 
 #: Share of the steps that see clips of the preset's window; the others see stills.
 CLIP_SHARE = 0.35
@@ -49,11 +53,14 @@ class _LatentStage:
         return chosen[:, None] + torch.arange(frames)
 
     def _denoising_loss(
-        self, clean: Float[Tensor, "batch frames channels height width"], generator: torch.Generator, predict: object
+        self, clean: Float[Tensor, "batch frames channels height width"], generator: torch.Generator, predict: Predict
     ) -> Tensor:
-        """``|| f(g_tau; conditions) - g_0 ||^2`` (paper, equations 4 and 6), weighted so that v has unit weight at every level."""
+        """``|| f(g_tau; conditions) - g_0 ||^2`` (paper, equations 4 and 6), weighted so that v counts alike at every level."""
         sigma = self.preset.draw_sigma(clean.shape[0], generator)[:, None, None, None, None]
-        noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
+        # At the largest level nothing of the sample is left, so the noise tells nothing either: the one-step estimate starts
+        # from zero instead (Martin Garcia et al. 2025), and the network need not learn to ignore it.
+        informative = (sigma < self.preset.sigma_max).float()
+        noisy = informative * (clean + sigma * torch.randn(clean.shape, generator=generator))
         output = predict(self.precondition.c_in(sigma) * noisy, self.precondition.c_noise(sigma).flatten())
         estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
         return (((estimate - clean) / self.precondition.c_out(sigma)) ** 2).mean()
@@ -62,12 +69,11 @@ class _LatentStage:
         return torch.tensor(TIME_IDS).expand(count, 3)
 
     @torch.no_grad()
-    def _start(self, shape: torch.Size, predict: object) -> Tensor:
-        """One-step estimate from pure noise at the largest noise level."""
+    def _start(self, shape: torch.Size, predict: Predict) -> Tensor:
+        """The one-step estimate, from zero at the largest noise level."""
         sigma = torch.full((shape[0], 1, 1, 1, 1), self.preset.sigma_max)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * sigma
-        output = predict(self.precondition.c_in(sigma) * noise, self.precondition.c_noise(sigma).flatten())
-        return self.precondition.c_skip(sigma) * noise + self.precondition.c_out(sigma) * output.float()
+        output = predict(torch.zeros(shape), self.precondition.c_noise(sigma).flatten())
+        return self.precondition.c_out(sigma) * output.float()
 
     def _decode(self, latents: Float[Tensor, "batch frames channels height width"]) -> Float[Tensor, "batch 3 h w"]:
         """The first frame of each clip as an image in [0, 1]."""
@@ -86,6 +92,7 @@ class _LatentStage:
             "env_antialias": True,
             "window": self.preset.window,
             "default_guidance": 1.0,
+            "initial_noise": False,
         }
 
     def _export(self, folder: Path, kind: str) -> None:
@@ -114,7 +121,7 @@ class InverseStage(_LatentStage):
         clip = self.store.images[index, 0].float()
         return self._denoising_loss(clean, generator, self._predictor(clip, group)), {}
 
-    def _predictor(self, clip: Tensor, group: Int[Tensor, "batch"]) -> object:
+    def _predictor(self, clip: Tensor, group: Int[Tensor, "batch"]) -> Predict:
         context = torch.zeros(len(group), 1, self.preset.context_channels)
 
         def predict(scaled: Tensor, noise_level: Tensor) -> Tensor:
@@ -156,7 +163,7 @@ class ForwardStage(_LatentStage):
         clean = self.store.images[index, 0].float()
         return self._denoising_loss(clean, generator, self._predictor(index, keep)), {}
 
-    def _predictor(self, index: Int[Tensor, "batch frames"], keep: Float[Tensor, "batch"]) -> object:
+    def _predictor(self, index: Int[Tensor, "batch frames"], keep: Float[Tensor, "batch"]) -> Predict:
         mask = keep[:, None, None, None, None]
         buffers = rearrange(self.store.images[index, 1:].float(), "b f k c h w -> b f (k c) h w") * mask
         with torch.no_grad():
