@@ -179,7 +179,7 @@ def test_the_exposure_reaches_the_brightness_but_does_not_burn() -> None:
     linear = 7 * torch.rand(2, 3, 48, 48, generator=generator) ** 2
     mask = torch.ones(2, 1, 48, 48, dtype=torch.bool)
     exposure = choose_exposure(linear, mask, 0.4)
-    # The mean of all pixels against that of every ninth: 0.003 seen.
+    # The mean of all pixels against that of every ninth: 0.0037 seen.
     from diffusion_renderer.core.color import srgb_oetf
 
     assert float(srgb_oetf(exposure * linear).mean()) == pytest.approx(0.4, abs=0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import diffusers
 from diffusers.configuration_utils import register_to_config
 
@@ -20,8 +22,8 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):
         self,
         in_channels: int = 3,
         out_channels: int = 3,
-        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
-        block_out_channels: tuple[int, ...] = (64,),
+        down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
+        block_out_channels: Sequence[int] = (64,),
         layers_per_block: int = 1,
         latent_channels: int = 4,
         sample_size: int = 32,

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import FrameStore
+from diffusion_renderer.training.initial import initialize_autoencoder
 from diffusion_renderer.training.lights import random_light_images
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
@@ -34,8 +35,7 @@ class VaeStage:
     def __init__(self, preset: Preset, store: FrameStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
         self.network = preset.vae()
-        # Start nearly deterministic (posterior deviation 0.05): with the default of about 1 the decoder sees noise for a long time.
-        torch.nn.init.constant_(self.network.quant_conv.bias[preset.latent_channels :], -6.0)
+        initialize_autoencoder(self.network)
         self.preset, self.store, self.batch = preset, store, options.batch
         self.starts = store.starts(CLIP_FRAMES)
 

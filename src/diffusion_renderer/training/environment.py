@@ -14,6 +14,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import EnvEncoder
 from diffusion_renderer.training.autoencoder import load_vae
 from diffusion_renderer.training.data import FrameStore
+from diffusion_renderer.training.initial import initialize
 from diffusion_renderer.training.lights import random_light_images
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
@@ -49,6 +50,7 @@ class EnvStage:
         self.preset, self.store, self.batch = preset, store, options.batch
         self.vae = load_vae(options.out)
         self.network = PanoramaHeads(preset.env_encoder(), preset.factor)
+        initialize(self.network.encoder)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean over the levels of the squared error of the panorama that they remember."""

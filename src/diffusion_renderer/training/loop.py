@@ -6,7 +6,7 @@ import csv
 import logging
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from diffusion_renderer.training.options import TrainOptions
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Stage(Protocol):
     """A stage of the paper's training: a network, a loss, a picture to look at, and the folder it ends in."""
 

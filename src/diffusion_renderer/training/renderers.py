@@ -16,6 +16,7 @@ from diffusion_renderer.diffusion import VPrediction
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import GROUPS, IMAGES
 from diffusion_renderer.training.environment import load_env_encoder
+from diffusion_renderer.training.initial import initialize
 from diffusion_renderer.training.latents import LatentStore
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
@@ -111,6 +112,7 @@ class InverseStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.inverse_unet()
+        initialize(self.network)
         self.ids = torch.tensor([embedding_index(group) for group in GROUPS])
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -154,6 +156,7 @@ class ForwardStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.forward_unet()
+        initialize(self.network)
         self.encoder = load_env_encoder(options.out)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -1,0 +1,48 @@
+"""Initial weights that let a small network learn quickly: every residual branch starts near zero."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from torch import nn
+
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder
+
+
+@torch.no_grad()
+def initialize(network: nn.Module) -> None:
+    """Variance-preserving convolutions, and a silent last layer in every residual and attention branch.
+
+    The network starts as its plain skeleton. Temporal branches and attention start at exactly zero (a video starts as so many
+    stills), spatial residuals at a tenth. PyTorch's default instead shrinks the signal threefold in variance per convolution
+    and adds constants of its size: the autoencoder then stayed at 13 dB where this start reaches 16.5 dB in 75 steps.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, TemporalResnetBlock):
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+        elif isinstance(module, ResnetBlock2D):
+            module.conv2.weight.mul_(0.1)
+        elif isinstance(module, Attention):
+            module.to_out[0].weight.zero_()
+            module.to_out[0].bias.zero_()
+
+
+@torch.no_grad()
+def initialize_autoencoder(vae: AutoencoderKLTemporalDecoder) -> None:
+    """`initialize`, the last temporal convolution as the identity, and a nearly deterministic posterior.
+
+    With the default posterior deviation of about 1 the decoder sees little but noise for a long time; it starts at 0.05.
+    """
+    initialize(vae)
+    last = vae.decoder.time_conv_out
+    last.weight.zero_()
+    last.weight[:, :, last.kernel_size[0] // 2, 0, 0] = torch.eye(last.out_channels)
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:].mul_(0.1)
+    vae.quant_conv.bias[channels:] = -6.0

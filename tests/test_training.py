@@ -1,0 +1,245 @@
+"""The training loop, its data and its stages, on a preset of a few thousand parameters and frames made by formula."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from synthetic import synthetic_clip
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.types import EnvironmentMap
+from diffusion_renderer.training import TrainOptions, assemble, checkpoint, loop
+from diffusion_renderer.training import presets as presets_module
+from diffusion_renderer.training.autoencoder import VaeStage
+from diffusion_renderer.training.data import IMAGES, FrameStore, concatenate, load_frames, store_clips
+from diffusion_renderer.training.environment import EnvStage
+from diffusion_renderer.training.latents import encode_frames, varied
+from diffusion_renderer.training.lights import light_images
+from diffusion_renderer.training.presets import TINY
+from diffusion_renderer.training.renderers import ForwardStage, InverseStage
+
+SMALL = replace(
+    TINY,
+    name="small",
+    latent_channels=4,
+    vae_widths=(32, 32),
+    inverse_widths=(32, 32, 32, 32),
+    forward_widths=(32, 32, 32, 32),
+    env_widths=(32, 32, 32, 32),
+    env_size=16,
+    size=16,
+    window=3,
+    context_channels=8,
+)
+
+
+@pytest.fixture(scope="module")
+def store() -> FrameStore:
+    return store_clips([synthetic_clip(index, frames=3, size=16) for index in range(3)])
+
+
+def options(out: Path, steps: int, **others: object) -> TrainOptions:
+    return TrainOptions(out=out, max_steps=steps, batch=4, sheet_steps=0, precision="fp32", **others)
+
+
+def trained_vae(out: Path, store: FrameStore):
+    from diffusion_renderer.training.autoencoder import load_vae
+
+    loop.run(VaeStage(SMALL, store, options(out, 2)), options(out, 2))
+    return load_vae(out)
+
+
+def test_clips_never_straddle(store: FrameStore) -> None:
+    assert store.starts(3).tolist() == [0, 3, 6]
+    assert store.starts(2).tolist() == [0, 1, 3, 4, 6, 7]
+    assert len(store.starts(4)) == 0
+
+
+def test_concatenation_keeps_clips_apart(store: FrameStore) -> None:
+    both = concatenate([store, store])
+    assert both.clip.tolist() == [*store.clip.tolist(), *(store.clip + 3).tolist()]
+    assert both.light.shape[0] == 6
+
+
+def test_varied_twice_with_inverse_colours_is_the_original(store: FrameStore) -> None:
+    lights = torch.cat([light_images(store.light[c], r[None], 16) for c, r in zip(store.clip, store.rotation, strict=True)])
+    orders = torch.tensor([[1, 2, 0]]).expand(len(store), 3)
+    images, turned = varied(store.images, lights, orders)
+    back, unturned = varied(images, turned, torch.tensor([[2, 0, 1]]).expand(len(store), 3))
+    assert torch.equal(back, store.images)
+    assert torch.equal(unturned, lights)
+
+
+def test_varied_mirrors_normals_and_light(store: FrameStore) -> None:
+    """A light from the left on a normal that faces left becomes a light from the right on one that faces right."""
+    normal = IMAGES.index("normal")
+    radiance = torch.zeros(3, 32, 64)
+    radiance[:, 16, 8] = 100.0
+    lights = light_images(radiance, torch.eye(3)[None], 16).expand(len(store), -1, -1, -1, -1)
+    images, turned = varied(store.images, lights, torch.arange(3).expand(len(store), 3))
+    before, after = (x[:, normal, 0].float() / 255 * 2 - 1 for x in (store.images, images))
+    assert torch.allclose(after, -before.flip(-1), atol=1 / 255 + 1e-6)
+    mirrored = EnvironmentMap(radiance.flip(-1)).radiance
+    expected = light_images(mirrored, torch.eye(3)[None], 16)
+    # The panorama's mirror image about its centre column is the mirrored world; 1e-6 is float32 rounding.
+    assert torch.allclose(turned[:1, :2], expected[:, :2], atol=1e-6)
+    assert torch.equal(turned[:, 2], lights[:, 2])
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    rates = [loop.learning_rate_at(step, 1.0, 1000) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and max(rates) == 1.0 and rates[1000] == 0.0
+    assert rates[100:400] == [1.0] * 300
+    assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+
+
+def test_a_stopped_run_continues_bit_for_bit(store: FrameStore, tmp_path: Path) -> None:
+    whole = VaeStage(SMALL, store, options(tmp_path / "a", 6))
+    loop.run(whole, options(tmp_path / "a", 6))
+    for attempt in range(6):  # a run that is stopped after every step
+        stage = VaeStage(SMALL, store, options(tmp_path / "b", 6))
+        state = loop.run(stage, options(tmp_path / "b", 6, max_minutes=1e-9 if attempt else 1e-9))
+        assert state.step == 0
+        break
+    stopped = StopsAfter(VaeStage(SMALL, store, options(tmp_path / "b", 6)), steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(stopped, options(tmp_path / "b", 6, save_minutes=1e-9))
+    loop.run(VaeStage(SMALL, store, options(tmp_path / "b", 6)), options(tmp_path / "b", 6))
+    a, b = (load_file(tmp_path / run / "vae/checkpoint/state.safetensors") for run in "ab")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+class StopsAfter:
+    """A stage that is interrupted after some steps."""
+
+    def __init__(self, stage: VaeStage, steps: int) -> None:
+        self.stage, self.steps = stage, steps
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stage, name)
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        if step == self.steps:
+            raise KeyboardInterrupt
+        return self.stage.loss(step, generator)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(store: FrameStore, tmp_path: Path) -> None:
+    stage = VaeStage(SMALL, store, options(tmp_path, 2))
+    loop.run(stage, options(tmp_path, 2))
+    kept = load_file(tmp_path / "vae/checkpoint/state.safetensors")
+    broken = VaeStage(SMALL, store, options(tmp_path, 4))
+    broken.loss = lambda step, generator: (stage.loss(step, generator)[0] * float("nan"), {})
+    with pytest.raises(FloatingPointError, match="step 2"):
+        loop.run(broken, options(tmp_path, 4))
+    after = load_file(tmp_path / "vae/checkpoint/state.safetensors")
+    assert all(torch.equal(kept[key], after[key]) for key in kept)
+
+
+def test_a_checkpoint_of_another_preset_is_refused(store: FrameStore, tmp_path: Path) -> None:
+    loop.run(VaeStage(SMALL, store, options(tmp_path, 1)), options(tmp_path, 1))
+    other = VaeStage(replace(SMALL, vae_widths=(32, 64)), store, options(tmp_path, 2))
+    with pytest.raises(InputError, match="another preset"):
+        loop.run(other, options(tmp_path, 2))
+
+
+def test_a_truncated_checkpoint_is_refused(store: FrameStore, tmp_path: Path) -> None:
+    loop.run(VaeStage(SMALL, store, options(tmp_path, 1)), options(tmp_path, 1))
+    path = tmp_path / "vae/checkpoint/state.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="start the stage anew"):
+        loop.run(VaeStage(SMALL, store, options(tmp_path, 2)), options(tmp_path, 2))
+
+
+def test_ema_follows_the_parameters() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(0.0)
+    ema = checkpoint.Ema(layer, decay=0.5)
+    layer.weight.data.fill_(1.0)
+    ema.update(layer, step=100)
+    assert ema.shadow["weight"].item() == pytest.approx(0.5)
+
+
+def test_training_lowers_the_loss(store: FrameStore, tmp_path: Path) -> None:
+    stage = VaeStage(SMALL, store, options(tmp_path, 60))
+    generator = torch.Generator().manual_seed(3)
+    before = stage.loss(1, generator)[0].item()
+    loop.run(stage, options(tmp_path, 60))
+    after = stage.loss(1, torch.Generator().manual_seed(3))[0].item()
+    # Seen: 0.81 before, 0.44 after.
+    assert after < 0.75 * before
+
+
+def test_every_stage_trains_and_the_pipelines_load_the_result(store: FrameStore, tmp_path: Path) -> None:
+    from diffusion_renderer.pipelines import load_forward, load_inverse
+
+    run = tmp_path / "run"
+    vae = trained_vae(run, store)
+    loop.run(EnvStage(SMALL, store, options(run, 2)), options(run, 2))
+    latents = encode_frames(store, vae, SMALL, run)
+    assert len(latents) == 2 * len(store)
+    for stage in (InverseStage, ForwardStage):
+        loop.run(stage(SMALL, vae, latents, options(run, 2)), options(run, 2))
+        assert (run / stage.name / "sheet-final.png").exists() and (run / stage.name / "log.csv").exists() is False
+    size = assemble(run, tmp_path / "model")
+    assert 0 < size < 20e6
+    inverse, forward = load_inverse(tmp_path / "model/inverse"), load_forward(tmp_path / "model/forward")
+    clip = synthetic_clip(0, frames=2, size=16)
+    gbuffer = inverse(clip.clip)
+    relit = forward(gbuffer, clip.environment)
+    assert gbuffer.basecolor.shape == relit.frames.shape == (2, 3, 16, 16)
+    assert torch.isfinite(relit.frames).all()
+
+
+def test_latents_are_kept_and_reused(store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = trained_vae(tmp_path, store)
+    first = encode_frames(store, vae, SMALL, tmp_path)
+    monkeypatch.setattr("diffusion_renderer.training.latents.encode_lights", None)  # would fail if it encoded again
+    second = encode_frames(store, vae, SMALL, tmp_path)
+    assert torch.equal(first.images, second.images) and torch.equal(first.light, second.light)
+
+
+def test_a_stage_without_the_one_before_says_so(store: FrameStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train vae"):
+        EnvStage(SMALL, store, options(tmp_path, 1))
+
+
+def test_no_data_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="diffusion-renderer dataset"):
+        load_frames((tmp_path,), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("values", [{"batch": 0}, {"max_steps": 0}, {"max_minutes": 0.0}, {"save_minutes": -1.0}])
+def test_bad_options_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        TrainOptions(**values)
+
+
+def test_an_unknown_stage_or_preset_names_the_nearest(tmp_path: Path) -> None:
+    from diffusion_renderer.training import train
+
+    with pytest.raises(InputError, match="inverse"):
+        train("invers", TrainOptions(out=tmp_path))
+    with pytest.raises(InputError, match="tiny"):
+        train("vae", TrainOptions(out=tmp_path), preset="tinny")
+
+
+def test_sigmas_mix_the_start_with_the_log_normal() -> None:
+    drawn = TINY.draw_sigma(20000, torch.Generator().manual_seed(0))
+    share = (drawn == TINY.sigma_max).float().mean().item()
+    # Three standard errors of a share of 20,000 draws: 0.009.
+    assert share == pytest.approx(TINY.start_weight, abs=0.009)
+    rest = drawn[drawn < TINY.sigma_max].log()
+    assert rest.mean().item() == pytest.approx(TINY.sigma_mean, abs=0.12)
+
+
+def test_the_shipped_preset_stays_below_60_megabytes() -> None:
+    networks = (TINY.vae(), TINY.env_encoder(), TINY.inverse_unet(), TINY.forward_unet())
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+    assert 2 * parameters < 60e6
+    assert presets_module.PRESETS["tiny"] is TINY
