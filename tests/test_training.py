@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,17 +95,12 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     rates = [loop.learning_rate_at(step, 1.0, 1000) for step in range(1001)]
     assert rates[0] == pytest.approx(0.01) and max(rates) == 1.0 and rates[1000] == 0.0
     assert rates[100:400] == [1.0] * 300
-    assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
 
 
 def test_a_stopped_run_continues_bit_for_bit(store: FrameStore, tmp_path: Path) -> None:
     whole = VaeStage(SMALL, store, options(tmp_path / "a", 6))
     loop.run(whole, options(tmp_path / "a", 6))
-    for attempt in range(6):  # a run that is stopped after every step
-        stage = VaeStage(SMALL, store, options(tmp_path / "b", 6))
-        state = loop.run(stage, options(tmp_path / "b", 6, max_minutes=1e-9 if attempt else 1e-9))
-        assert state.step == 0
-        break
     stopped = StopsAfter(VaeStage(SMALL, store, options(tmp_path / "b", 6)), steps=3)
     with pytest.raises(KeyboardInterrupt):
         loop.run(stopped, options(tmp_path / "b", 6, save_minutes=1e-9))
@@ -185,7 +181,7 @@ def test_every_stage_trains_and_the_pipelines_load_the_result(store: FrameStore,
     assert len(latents) == 2 * len(store)
     for stage in (InverseStage, ForwardStage):
         loop.run(stage(SMALL, vae, latents, options(run, 2)), options(run, 2))
-        assert (run / stage.name / "sheet-final.png").exists() and (run / stage.name / "log.csv").exists() is False
+        assert (run / stage.name / "sheet-final.png").exists()
     size = assemble(run, tmp_path / "model")
     assert 0 < size < 20e6
     inverse, forward = load_inverse(tmp_path / "model/inverse"), load_forward(tmp_path / "model/forward")

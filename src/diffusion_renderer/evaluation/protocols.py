@@ -41,8 +41,10 @@ class Score:
 
     def row(self) -> tuple[str | float, ...]:
         """A table row; the last cells put the model beside its baseline."""
-        difference = self.model - self.baseline if self.metric.higher_is_better else self.model / self.baseline
-        shown = f"{difference:+.2f} {self.metric.unit}" if self.metric.higher_is_better else f"x {difference:.2f}"
+        if self.metric.higher_is_better:
+            shown = f"{self.model - self.baseline:+.2f} {self.metric.unit}"
+        else:
+            shown = f"x {self.model / self.baseline:.2f}" if self.baseline > 0 else "baseline is exact"
         unit = f" ({self.metric.unit})" if self.metric.unit else ""
         name = f"{self.metric.name}{unit}"
         return self.what, name, self.model, self.baseline, self.baseline_name, shown, f"{self.wins}/{self.clips}"
