@@ -239,3 +239,18 @@ def test_the_shipped_preset_stays_below_60_megabytes() -> None:
     parameters = sum(p.numel() for network in networks for p in network.parameters())
     assert 2 * parameters < 60e6
     assert presets_module.PRESETS["tiny"] is TINY
+
+
+def test_shards_of_the_evaluation_seed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_renderer.datagen import EVALUATION_SEED
+
+    (tmp_path / "shard-000000.tar").write_bytes(b"")
+    clip = replace(synthetic_clip(0), meta={"seed": EVALUATION_SEED})
+    monkeypatch.setattr("diffusion_renderer.training.data.read_shard", lambda path: [clip])
+    with pytest.raises(InputError, match="evaluation seed"):
+        load_frames((tmp_path,), tmp_path / "cache")
+
+
+def test_without_augmentation_every_frame_is_encoded_once(store: FrameStore, tmp_path: Path) -> None:
+    vae = trained_vae(tmp_path, store)
+    assert len(encode_frames(store, vae, SMALL, tmp_path, augment=False)) == len(store)

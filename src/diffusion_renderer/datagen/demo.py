@@ -59,7 +59,7 @@ def demo_relit(settings: DatasetSettings = DEMO_SETTINGS) -> Iterator[DemoLight]
     for name, kind, seed, rotates in (
         ("sunny", "sky", 15, False),
         ("studio", "studio", 13, False),
-        ("dusk", "gradients", 9, True),
+        ("rotating_dusk", "gradients", 9, True),
     ):
         radiance = panorama_of_kind(np.random.default_rng([_DEMO_SEED, 0, seed]), kind, settings.panorama_height)
         light = EnvironmentMap(torch.from_numpy(radiance).permute(2, 0, 1).contiguous(), name)

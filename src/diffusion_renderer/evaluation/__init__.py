@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Clips rendered for evaluation come from this seed; training refuses it.
-EVALUATION_SEED = 777_777
-
 TASKS = ("inverse", "forward")
 
 
@@ -18,7 +15,7 @@ class EvaluateOptions:
 
     Attributes
     ----------
-    data : a folder of shards; None renders ``clips`` clips of ``frames`` frames and ``size`` pixels from `EVALUATION_SEED`
+    data : a folder of shards; None renders ``clips`` clips of ``frames`` frames and ``size`` pixels from `datagen.EVALUATION_SEED`
         into ``out / "clips"`` (kept there for the next run).
     panoramas : folder of panoramas to light half of the rendered clips with; None for procedural lights only.
     steps : network calls per image; None for the model's own.
@@ -67,7 +64,7 @@ def evaluate(task: str, options: EvaluateOptions, progress: Callable[[int, int, 
 
 def _clips(options: EvaluateOptions) -> list:
     """The clips to score, rendered when no data was given."""
-    from diffusion_renderer.datagen import DatasetSettings, generate_shards, read_shards
+    from diffusion_renderer.datagen import EVALUATION_SEED, DatasetSettings, generate_shards, read_shards
 
     if options.data is not None:
         return list(read_shards(options.data))

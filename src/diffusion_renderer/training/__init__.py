@@ -33,7 +33,7 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     if stage in ("vae", "env"):
         return run({"vae": VaeStage, "env": EnvStage}[stage](chosen, store, options), options)
     vae = load_vae(options.out)
-    latents = encode_frames(store, vae, chosen, options.out / "cache")
+    latents = encode_frames(store, vae, chosen, options.out / "cache", augment=options.augment)
     return run({"inverse": InverseStage, "forward": ForwardStage}[stage](chosen, vae, latents, options), options)
 
 

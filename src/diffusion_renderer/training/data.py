@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
-from diffusion_renderer.datagen import RenderedClip, read_shard
+from diffusion_renderer.datagen import EVALUATION_SEED, RenderedClip, read_shard
 
 #: The images of a frame, in the order of `FrameStore.images`: the input video, then the groups of the `tiny` preset.
 GROUPS = (("basecolor",), ("normal",), ("depth", "roughness", "metallic"))
@@ -63,7 +63,7 @@ def store_clips(clips: list[RenderedClip]) -> FrameStore:
 def load_frames(folders: tuple[Path, ...], cache: Path) -> FrameStore:
     """All frames of all shards below ``folders``; decoded shards are kept in ``cache`` so that the next stage starts at once.
 
-    Raises InputError when no shard is there or their frames differ in size.
+    Raises InputError when no shard is there, when frames differ in size, and for shards of the evaluation seed.
     """
     shards = sorted(path for folder in folders for path in Path(folder).rglob("*.tar"))
     if not shards:
@@ -94,7 +94,11 @@ def _load_shard(path: Path, cache: Path) -> FrameStore:
     key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {IMAGES}".encode()).hexdigest()[:16]
     kept = cache / f"{key}.safetensors"
     if not kept.exists():
-        store = store_clips(list(read_shard(path)))
+        clips = list(read_shard(path))
+        if any(clip.meta.get("seed") == EVALUATION_SEED for clip in clips):
+            advice = "leave it out: the model would be scored on what it has seen"
+            raise InputError("shards to train on", f"clips of the evaluation seed in {path}", advice)
+        store = store_clips(clips)
         part = kept.with_suffix(".part")
         save_file({f.name: getattr(store, f.name).contiguous() for f in fields(store)}, part)
         part.replace(kept)

@@ -70,9 +70,11 @@ def varied(
 
 
 @torch.no_grad()
-def encode_frames(store: FrameStore, vae: nn.Module, preset: Preset, cache: Path, seed: int = 0) -> LatentStore:
-    """Latents of every frame and of its varied twin; kept in ``cache`` under the weights and the data they come from."""
-    digest = hashlib.sha256(f"{len(store)} {preset} {seed} {store.images[::97].long().sum()}".encode())
+def encode_frames(
+    store: FrameStore, vae: nn.Module, preset: Preset, cache: Path, *, augment: bool = True, seed: int = 0
+) -> LatentStore:
+    """Latents of every frame and, with ``augment``, of its varied twin; kept in ``cache`` under the weights and the data they come from."""
+    digest = hashlib.sha256(f"{len(store)} {preset} {seed} {augment} {store.images[::97].long().sum()}".encode())
     for value in vae.state_dict().values():
         digest.update(value.float().contiguous().numpy().tobytes())
     kept = cache / f"latents-{digest.hexdigest()[:16]}.safetensors"
@@ -84,13 +86,11 @@ def encode_frames(store: FrameStore, vae: nn.Module, preset: Preset, cache: Path
     images, lights, clip = [], [], []
     for first in tqdm(range(0, len(store), CHUNK), desc="latents"):
         part = _slice(store, first, first + CHUNK)
-        plain = torch.cat(
-            [
-                light_images(part.light[c].float(), r[None], preset.env_size)
-                for c, r in zip(part.clip, part.rotation, strict=True)
-            ]
-        )
-        pairs = ((part.images, plain), varied(part.images, plain, orders[part.clip]))
+        turns = zip(part.clip, part.rotation, strict=True)
+        plain = torch.cat([light_images(part.light[c].float(), r[None], preset.env_size) for c, r in turns])
+        pairs = [(part.images, plain)]
+        if augment:
+            pairs.append(varied(part.images, plain, orders[part.clip]))
         images.append([_encode_images(vae, image) for image, _ in pairs])
         lights.append([encode_lights(vae, light).half() for _, light in pairs])
         clip.append(part.clip)
@@ -98,7 +98,7 @@ def encode_frames(store: FrameStore, vae: nn.Module, preset: Preset, cache: Path
     result = LatentStore(
         images=torch.cat([torch.cat(column) for column in zip(*images, strict=True)]),
         light=torch.cat([torch.cat(column) for column in zip(*lights, strict=True)]),
-        clip=torch.cat((owners, owners + twins)),
+        clip=torch.cat([owners + twins * copy for copy in range(1 + augment)]),
     )
     part_file = kept.with_suffix(".part")
     save_file({f.name: getattr(result, f.name).contiguous() for f in fields(result)}, part_file)

@@ -27,6 +27,7 @@ class TrainOptions:
     seed : of the data order, the noise and the initial weights.
     save_minutes : minutes between checkpoints.
     sheet_steps : steps between sample sheets; 0 for none.
+    augment : also train the diffusion stages on every frame's mirrored twin in other colours (twice the encoding time).
     precision : of the network's forward pass; weights and optimiser are float32.
     """
 
@@ -39,6 +40,7 @@ class TrainOptions:
     seed: int = 0
     save_minutes: float = 4.0
     sheet_steps: int = 1000
+    augment: bool = True
     precision: Literal["bf16", "fp32"] = "bf16"
 
     def __post_init__(self) -> None:
