@@ -132,12 +132,15 @@ def test_names_are_distinct_and_keep_what_is_unique():
     assert distinct_names(["a", "a-2", "a"]) == ["a", "a-2", "a-3"]
 
 
-def test_scale_brings_a_panorama_to_the_known_brightness():
+def test_scale_brings_a_panorama_into_the_known_range_of_brightness():
     panorama = EnvironmentMap(torch.full((3, 8, 16), 4.0))
-    assert light_scale(panorama, RendererSettings(kind="forward", light_luminance=0.5)) == pytest.approx(0.125, rel=1e-5)
+    known = RendererSettings(kind="forward", light_luminance=(0.25, 0.5))
+    assert light_scale(panorama, known) == pytest.approx(0.125, rel=1e-5)
+    assert light_scale(EnvironmentMap(torch.full((3, 8, 16), 0.1)), known) == pytest.approx(2.5, rel=1e-5)
+    assert light_scale(EnvironmentMap(torch.full((3, 8, 16), 0.3)), known) == pytest.approx(1.0, rel=1e-5)
     assert light_scale(panorama, RendererSettings(kind="forward")) == 1.0
     black = EnvironmentMap(torch.zeros(3, 8, 16))
-    assert light_scale(black, RendererSettings(kind="forward", light_luminance=0.5)) == 1.0
+    assert light_scale(black, known) == 1.0
     assert scaled(panorama, 1.0) is panorama
     assert torch.equal(scaled(panorama, 0.5).radiance, torch.full((3, 8, 16), 2.0))
 

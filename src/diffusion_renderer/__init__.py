@@ -28,7 +28,7 @@ _EXPORTS = {
     "load_forward": "pipelines",
 }
 
-__all__ = [*_EXPORTS, "__version__"]
+__all__ = ["Camera", "Clip", "EnvironmentMap", "GBuffer", "InputError", "load_forward", "load_inverse"]
 
 
 def _on_first_use(module: str, function: str) -> Callable[..., Any]:
@@ -50,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_EXPORTS})

@@ -11,8 +11,8 @@ from diffusion_renderer.datagen.settings import EVALUATION_SEED, DatasetSettings
 from diffusion_renderer.datagen.shards import generate_shards, read_shard, read_shards
 
 __all__ = [
-    "EVALUATION_SEED",
     "DEMO_SETTINGS",
+    "EVALUATION_SEED",
     "DatasetSettings",
     "DemoLight",
     "RenderedClip",

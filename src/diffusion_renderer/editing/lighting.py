@@ -66,14 +66,17 @@ def light_rotations(frames: int, options: LightOptions, camera: Camera | None = 
 
 
 def light_scale(environment: EnvironmentMap, settings: RendererSettings) -> float:
-    """The factor that brings a panorama to the brightness which a forward renderer knows; 1 when it has no preference.
+    """The factor that brings a panorama into the range of brightness which a forward renderer knows; 1 inside that range.
 
-    The training clips were exposed to a mid-grey picture, so the renderer has seen panoramas of a narrow range of brightness,
-    while a panorama from a file may be in any unit. A black panorama keeps factor 1.
+    The training clips were exposed to a mid-grey picture, so the renderer has seen panoramas of a limited range of brightness,
+    while a panorama from a file may be in any unit. One that is darker or brighter than any seen in training is brought to the
+    nearer end of the range; others, and a black one, stay as they are.
     """
-    wanted = settings.light_luminance
     found = float(luminance(mean_radiance(environment)[:, None, None]))
-    return 1.0 if wanted is None or found <= 0.0 else wanted / found
+    if settings.light_luminance is None or found <= 0.0:
+        return 1.0
+    low, high = settings.light_luminance
+    return min(max(found, low), high) / found
 
 
 def scaled(environment: EnvironmentMap, factor: float) -> EnvironmentMap:

@@ -15,8 +15,8 @@ class EvaluateOptions:
 
     Attributes
     ----------
-    data : a folder of shards; None renders ``clips`` clips of ``frames`` frames and ``size`` pixels from `datagen.EVALUATION_SEED`
-        into ``out / "clips"`` (kept there for the next run).
+    data : a folder of shards; None renders ``clips`` clips of ``frames`` frames and ``size`` pixels, seed
+        `datagen.EVALUATION_SEED`, into ``out / "clips"`` (kept there for the next run).
     panoramas : folder of panoramas to light half of the rendered clips with; None for procedural lights only.
     steps : network calls per image; None for the model's own.
     """

@@ -30,7 +30,7 @@ class RendererSettings:
     initial_noise : False starts from zero instead of noise, for models trained to map their conditions straight to the result.
     timestep_spacing : overrides the scheduler file's; None keeps it.
     env_size, env_antialias : side of the environment images, pixels, and how they are read (see `light.environment_images`).
-    light_luminance : mean luminance of the panoramas that the model knows; None when any will do.
+    light_luminance : darkest and brightest mean luminance of the panoramas that the model knows; None when any will do.
     fps, motion_bucket, noise_augmentation : the constants that the UNet's added time embedding is given.
     """
 
@@ -48,7 +48,7 @@ class RendererSettings:
     timestep_spacing: str | None = None
     env_size: int = 512
     env_antialias: bool = False
-    light_luminance: float | None = None
+    light_luminance: tuple[float, float] | None = None
     fps: int = 7
     motion_bucket: int = 127
     noise_augmentation: float = 0.0
@@ -87,6 +87,11 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
             known["groups"] = tuple(tuple(group) for group in known["groups"])
             for group in known["groups"]:
                 embedding_index(group)
+        if known.get("light_luminance") is not None:
+            low, high = (float(value) for value in known["light_luminance"])
+            if not 0 < low <= high:
+                raise ValueError(f"light_luminance {known['light_luminance']}, not an ascending pair of positive numbers")
+            known["light_luminance"] = (low, high)
         for name, least in (
             ("default_steps", 1),
             ("decode_chunk", 1),

@@ -73,7 +73,10 @@ def varied(
 def encode_frames(
     store: FrameStore, vae: nn.Module, preset: Preset, cache: Path, *, augment: bool = True, seed: int = 0
 ) -> LatentStore:
-    """Latents of every frame and, with ``augment``, of its varied twin; kept in ``cache`` under the weights and the data they come from."""
+    """Latents of every frame and, with ``augment``, of its varied twin.
+
+    They are kept in ``cache`` under a name made of the weights and the data they come from.
+    """
     digest = hashlib.sha256(f"{len(store)} {preset} {seed} {augment} {store.images[::97].long().sum()}".encode())
     for value in vae.state_dict().values():
         digest.update(value.float().contiguous().numpy().tobytes())

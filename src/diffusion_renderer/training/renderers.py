@@ -28,6 +28,8 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 CLIP_SHARE = 0.35
 #: Share of the forward samples whose conditions are zeroed, for classifier-free guidance.
 DROP_SHARE = 0.05
+#: 5 % and 95 % quantile of the mean luminance of the training clips' panoramas, exposure included.
+LIGHT_LUMINANCE = (0.1, 1.25)
 #: fps - 1, motion bucket, strength of noise augmentation: the published constants.
 TIME_IDS = (6.0, 127.0, 0.0)
 
@@ -94,6 +96,7 @@ class _LatentStage:
             "window": self.preset.window,
             "default_guidance": 1.0,
             "initial_noise": False,
+            "light_luminance": list(LIGHT_LUMINANCE),
         }
 
     def _export(self, folder: Path, kind: str) -> None:
