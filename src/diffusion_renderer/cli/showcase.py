@@ -84,8 +84,10 @@ def run_demo(options: Demo, progress: Progress) -> None:
 
 def relight_options(options: Demo, path: Path, lights: Sequence[Light]) -> Relight:
     """The demo's options as those of `relight`. Its lights are exposed for a mid-grey picture and taken as they are."""
+    cameras = path / "cameras.json"
     return Relight(
         input=path,
+        cameras=cameras if cameras.is_file() else None,
         out=options.out,
         light=(tuple(light.path for light in lights),),
         light_scale=1.0,
@@ -100,10 +102,11 @@ def relight_options(options: Demo, path: Path, lights: Sequence[Light]) -> Relig
 
 
 def make_tasks(base: Relight, lights: Sequence[Light], names: Sequence[str]) -> list[Task]:
-    """One task per light; a light whose name says so turns around the clip."""
+    """One task per light; a light whose name says so turns around the camera, the others stay fixed to the world if it can."""
     tasks = []
     for light, name in zip(lights, names, strict=True):
-        lighting = replace(base, rotate_light="rotating" in light.name)
+        rotating = "rotating" in light.name
+        lighting = replace(base, rotate_light=rotating, light_frame="camera" if rotating else None)
         tasks.append(Task(name, light, lighting, read_shot(lighting, base.frames)))
     return tasks
 
