@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from safetensors.torch import save_file
 from torch import nn
 
-from diffusion_renderer.models import EnvEncoder, UNetCustomSpatioTemporalConditionModel
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder, EnvEncoder, UNetCustomSpatioTemporalConditionModel
 
 LATENTS = 8
 WIDTHS = (32, 64, 64)
@@ -62,7 +61,11 @@ def random_env_encoder(latents: int = LATENTS) -> EnvEncoder:
 
 def save_model(folder: Path, kind: str, *, lora: bool = False, conditions: int = 5, **settings: Any) -> Path:
     """A checkpoint folder; ``settings`` go to its renderer.json."""
-    random_unet(kind, conditions=conditions).save_pretrained(folder / "unet")
+    sizes = {}
+    if settings.get("joint"):
+        made = len(settings["groups"])
+        sizes = {"in_channels": (made + 1) * LATENTS, "out_channels": made * LATENTS}
+    random_unet(kind, conditions=conditions, **sizes).save_pretrained(folder / "unet")
     random_vae().save_pretrained(folder / "vae")
     if kind == "forward":
         random_env_encoder().save_pretrained(folder / "env_encoder")

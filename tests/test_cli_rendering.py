@@ -30,6 +30,9 @@ def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     generator = torch.Generator().manual_seed(1)
     dr.Clip(torch.rand(FRAMES, 3, 18, 26, generator=generator), 12.0, "shot").write(folder / "shot.mp4")
+    # x264 gives the same bytes every time for whole macroblocks only: elsewhere its lookahead reads memory that is not set
+    # (measured: 1 in 10 encodings of the same 52 x 36 frames differed, none of 296 at 48 x 32).
+    dr.Clip(torch.rand(FRAMES, 3, 16, 32, generator=generator), 12.0, "even").write(folder / "even.mp4")
     radiance = torch.rand(3, 8, 16, generator=generator)
     dr.EnvironmentMap(radiance).write(folder / "sun.exr")
     dr.EnvironmentMap(3 * radiance.flip(-1)).write(folder / "other" / "sun.hdr")
@@ -194,7 +197,7 @@ def test_a_finished_run_is_kept_and_overwrite_redoes_it(run, tmp_path, capsys, m
 
 @pytest.mark.parametrize("formats", [("png",), ("mp4",)])
 def test_an_interrupted_relight_continues_to_the_same_files(run, tmp_path, monkeypatch, capsys, formats):
-    line = ("relight", "shot.mp4", "--light", "sun.exr", "other/sun.hdr", "--format", *formats)
+    line = ("relight", "even.mp4", "--light", "sun.exr", "other/sun.hdr", "--format", *formats)
     assert run(*line, "-o", tmp_path / "whole") == 0
     load = pipelines.load_forward
 
@@ -217,10 +220,10 @@ def test_an_interrupted_relight_continues_to_the_same_files(run, tmp_path, monke
         patch.setattr(pipelines, "load_forward", interrupted)
         assert run(*line, "-o", tmp_path / "cut") == 130
     assert "run the same command again" in capsys.readouterr().err
-    assert json.loads((tmp_path / "cut" / "shot_sun" / RECORD).read_text())["finished"] is True
-    assert not (tmp_path / "cut" / "shot_sun-2").exists()
+    assert json.loads((tmp_path / "cut" / "even_sun" / RECORD).read_text())["finished"] is True
+    assert not (tmp_path / "cut" / "even_sun-2").exists()
     assert run(*line, "-o", tmp_path / "cut") == 0
-    assert "shot_sun is complete already" in capsys.readouterr().err
+    assert "even_sun is complete already" in capsys.readouterr().err
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_renderer.light import EnvironmentImages
-from diffusion_renderer.models import EnvEncoder, UNetCustomSpatioTemporalConditionModel
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder, EnvEncoder, UNetCustomSpatioTemporalConditionModel
 from diffusion_renderer.pipelines import DiffusionForwardRenderer, DiffusionInverseRenderer, load_forward, load_inverse
 
 FOLDER = Path(os.environ.get("CONFORMANCE_DIR") or Path(__file__).parent / "data" / "conformance")

@@ -45,6 +45,7 @@ def test_unet_equals_diffusers(size: tuple[int, int]) -> None:
         "context_embedding_type",
         "context_vocab_size",
         "multi_res_encoder_hidden_states",
+        "norm_num_groups",
     ):
         options.pop(added)
     theirs = UNetSpatioTemporalConditionModel(**options).eval()

@@ -157,6 +157,23 @@ def test_packed_buffers(folder: Path) -> None:
     assert len(load_forward(folder / "packed", device="cpu")(everything, LIGHT)) == 2
 
 
+def test_all_groups_in_one_pass(folder: Path, tmp_path: Path) -> None:
+    """A joint model runs its network once per window and step, whatever was asked for, and every buffer is its own."""
+    model = load_inverse(save_model(tmp_path / "joint", "inverse", groups=GROUPS, joint=True), device="cpu")
+    clip, calls = clip_of(2), []
+    everything = model(clip, buffers=BUFFERS, steps=3, progress=lambda done, total, what: calls.append((done, total, what)))
+    assert [call for call in calls if call[2] == "buffers"] == [(1, 3, "buffers"), (2, 3, "buffers"), (3, 3, "buffers")]
+    assert not torch.equal(everything.basecolor, everything.normal)
+    assert torch.equal(model(clip, buffers=("metallic",), steps=3).metallic, everything.metallic)
+
+
+def test_a_joint_network_needs_joint_settings(tmp_path: Path) -> None:
+    save_model(tmp_path, "inverse", groups=GROUPS, joint=True)
+    (tmp_path / "renderer.json").write_text(json.dumps({"groups": GROUPS}))
+    with pytest.raises(InputError, match="one for 3"):
+        load_inverse(tmp_path, device="cpu")
+
+
 def test_guidance(forward: DiffusionForwardRenderer) -> None:
     """One step: results are linear in the guidance, off at 1 and below, and start from the branch without conditions."""
     gbuffer = gbuffer_of(2, 16, 16)

@@ -12,9 +12,7 @@ LATENTS, WIDTHS = 4, (32, 32)
 
 def save_tiny_model(folder: Path, **settings: object) -> Path:
     """Write ``folder/{vae,env_encoder,inverse,forward}``, seeded; ``settings`` go to both renderer.json."""
-    from diffusers import AutoencoderKLTemporalDecoder
-
-    from diffusion_renderer.models import EnvEncoder, UNetCustomSpatioTemporalConditionModel
+    from diffusion_renderer.models import AutoencoderKLTemporalDecoder, EnvEncoder, UNetCustomSpatioTemporalConditionModel
 
     torch.manual_seed(0)
     vae = AutoencoderKLTemporalDecoder(

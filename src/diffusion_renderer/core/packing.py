@@ -16,6 +16,8 @@ from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS, DEFAULT_BUFF
 
 #: Groups of several buffers; the domain-embedding index of a pack follows those of the six buffers.
 PACKS: tuple[tuple[str, ...], ...] = (("depth", "roughness", "metallic"),)
+#: The domain-embedding index of a network that makes all its groups in one pass, their latents concatenated.
+JOINT_INDEX = len(BUFFERS) + len(PACKS)
 #: One image per buffer, in the order in which the published forward renderer reads them.
 UNPACKED: tuple[tuple[str, ...], ...] = tuple((name,) for name in DEFAULT_BUFFERS)
 

@@ -5,16 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import diffusers
+import torch
 from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from diffusion_renderer.models.norms import PUBLISHED_GROUPS, set_norm_groups
+
+#: Logarithm of the variance that a `PatchEncoder` reports: the smallest that diffusers' posterior distinguishes from zero.
+DETERMINISTIC = -30.0
+
+
+class PatchEncoder(nn.Module):
+    """Linear coordinates of every ``size`` x ``size`` patch, without noise; their basis is what `set_basis` was given.
+
+    With an orthonormal basis a squared error of latents is the squared error of the pixels that they stand for, and what is
+    linear in pixels (brightness, a copy) is linear in latents. A convolutional encoder with group norms, by contrast, codes
+    every patch relative to its picture; small networks learned little on such latents (see LOG.md).
+    """
+
+    def __init__(self, in_channels: int, latent_channels: int, size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 2 * latent_channels, kernel_size=size, stride=size)
+        nn.init.zeros_(self.conv.bias)
+        with torch.no_grad():
+            self.conv.weight[latent_channels:] = 0.0
+            self.conv.bias[latent_channels:] = DETERMINISTIC
+
+    @torch.no_grad()
+    def set_basis(self, basis: Float[Tensor, "latent_channels in_channels size size"]) -> None:
+        """Use these patches as the axes of the latent space."""
+        self.conv.weight[: basis.shape[0]] = basis
+
+    def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch moments _h _w"]:
+        """Mean and logarithm of the variance, concatenated, as diffusers' encoders give them."""
+        return self.conv(images)
 
 
 class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):
     """Stable Video Diffusion's autoencoder under its published class name; loads published folders unchanged.
 
     ``norm_num_groups`` is the number of groups of its group norms, 32 as published unless a narrow network needs fewer (see
-    `models.norms`). All other parameters as in diffusers.
+    `models.norms`). ``patch_encoder`` replaces the encoder by one linear map per patch, `PatchEncoder`. All other parameters
+    as in diffusers.
     """
 
     @register_to_config
@@ -30,6 +63,7 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):
         scaling_factor: float = 0.18215,
         force_upcast: bool = True,
         norm_num_groups: int = PUBLISHED_GROUPS,
+        patch_encoder: bool = False,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -43,3 +77,7 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):
             force_upcast=force_upcast,
         )
         set_norm_groups(self, norm_num_groups)
+        if patch_encoder:
+            self.encoder = PatchEncoder(in_channels, latent_channels, 2 ** (len(block_out_channels) - 1))
+            nn.init.dirac_(self.quant_conv.weight)
+            nn.init.zeros_(self.quant_conv.bias)

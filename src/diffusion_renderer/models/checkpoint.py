@@ -101,9 +101,10 @@ def check_kind(folder: Path, kind: Kind) -> None:
     unet = _read_json(_component(folder, "unet") / "config.json")
     latents = _read_json(_component(folder, "vae") / "config.json").get("latent_channels", 4)
     images, rest = divmod(unet.get("in_channels", 0), latents)
-    # An inverse renderer reads noise and one condition latent and names the buffer by a domain embedding; a forward renderer
-    # reads several condition latents and the light's features.
-    if rest == 0 and images == 2 and not unet.get("multi_res_encoder_hidden_states"):
+    made = unet.get("out_channels", 4) // latents
+    # An inverse renderer reads one condition latent beside the noise of what it makes, and names the buffer by a domain
+    # embedding; a forward renderer reads several condition latents and the light's features.
+    if rest == 0 and images == made + 1 and not unet.get("multi_res_encoder_hidden_states"):
         found: str = "inverse"
     elif rest == 0 and images > 2 and unet.get("multi_res_encoder_hidden_states"):
         found = "forward"

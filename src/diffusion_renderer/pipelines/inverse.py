@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
-from diffusion_renderer.core.packing import embedding_index, unpack_image
+from diffusion_renderer.core.packing import JOINT_INDEX, embedding_index, unpack_image
 from diffusion_renderer.core.resize import Fit
 from diffusion_renderer.core.types import BUFFERS, DEFAULT_BUFFERS, Clip, GBuffer
 from diffusion_renderer.models import Checkpoint
@@ -35,9 +35,15 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         if self.unet.context_embedding is None:
             raise InputError(f"a UNet with a domain embedding in {checkpoint.folder}", "one without", "use another checkpoint")
         known, rows = self.settings.groups, self.unet.context_embedding.num_embeddings
-        if max(map(embedding_index, known)) >= rows:
+        if max(map(embedding_index, known)) >= rows or (self.settings.joint and rows <= JOINT_INDEX):
             raise InputError(
                 f"a domain embedding for {known} in {checkpoint.folder}", f"{rows} rows", "correct groups in renderer.json"
+            )
+
+        made, wanted = self.unet.config.out_channels // self.codec.channels, len(known) if self.settings.joint else 1
+        if made != wanted:
+            raise InputError(
+                f"a UNet that makes {wanted} images at once in {checkpoint.folder}", f"one for {made}", "correct renderer.json"
             )
 
     @property
@@ -76,12 +82,15 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         made: dict[str, Tensor] = {}
         condition = self._encode_clip(clip, fit, progress)
         shape = (self.codec.channels, *condition.shape[-2:])
-        for group in self.settings.groups:
-            if needed := wanted & set(group):
-                noise = frame_noise(seed, "+".join(group), len(clip), shape)
-                latents = self.denoise(condition, group, noise, steps, ticker(progress, "+".join(group)))
-                images = self._decode_group(latents, group, fit)
-                made.update((name, images[name]) for name in needed)
+        groups = [group for group in self.settings.groups if wanted & set(group)]
+        for together in [self.settings.groups] if self.settings.joint else [(group,) for group in groups]:
+            noise = torch.cat([frame_noise(seed, "+".join(group), len(clip), shape) for group in together], dim=1)
+            what = "buffers" if self.settings.joint else "+".join(together[0])
+            latents = self.denoise(condition, together[0], noise, steps, ticker(progress, what))
+            for group, part in zip(together, latents.chunk(len(together), dim=1), strict=True):
+                if needed := wanted & set(group):
+                    images = self._decode_group(part, group, fit)
+                    made.update((name, images[name]) for name in needed)
         if "diffuse_albedo" in buffers and "diffuse_albedo" not in made:
             made["diffuse_albedo"] = made["basecolor"] * (1 - made["metallic"])
         return replace(GBuffer(fps=clip.fps, name=clip.name), **{name: made[name] for name in buffers})
@@ -97,11 +106,13 @@ class DiffusionInverseRenderer(DiffusionRenderer):
     ) -> Float[Tensor, "frames channels height width"]:
         """Latents (scaled) of one image group, from the clip's latents as `encode` gives them and unit noise.
 
-        The cross-attention reads zeros plus the group's domain embedding. ``group`` is a tuple of names: ``("normal",)``.
+        The cross-attention reads zeros plus the group's domain embedding. ``group`` is a tuple of names: ``("normal",)``. A
+        joint model makes all its groups whatever ``group`` says; ``noise`` holds theirs, concatenated.
         """
         width = self.unet.context_embedding.embedding_dim
         context = torch.zeros(1, 1, width, dtype=self.unet.dtype, device=self.unet.device)
-        ids = torch.tensor([embedding_index(group)], device=self.unet.device)
+        row = JOINT_INDEX if self.settings.joint else embedding_index(group)
+        ids = torch.tensor([row], device=self.unet.device)
         condition = condition.to(self.unet.device, self.unet.dtype)
 
         def network(window: slice, x: Tensor, c_noise: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class RendererSettings:
     kind : "inverse" or "forward".
     groups : image groups (see `core.packing`): those that an inverse renderer makes, or that a forward renderer reads, in the
         order in which their latents are concatenated.
+    joint : an inverse renderer makes all its groups in one pass, their latents concatenated.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
     working_area : clips are scaled to about this many pixels; None keeps their own size.
     window : frames per window; None takes ``num_frames`` of the UNet.
@@ -36,6 +37,7 @@ class RendererSettings:
 
     kind: Kind = "inverse"
     groups: tuple[tuple[str, ...], ...] = tuple((name,) for name in BUFFERS)
+    joint: bool = False
     default_steps: int = 20
     default_guidance: float = 1.0
     default_lora_scale: float = 0.0

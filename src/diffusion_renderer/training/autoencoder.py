@@ -18,8 +18,12 @@ from diffusion_renderer.training.lights import random_light_images
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
 
-#: Weights of the loss beside L1: differences of neighbouring pixels (edges), and the Kullback-Leibler term.
-EDGE_WEIGHT, KL_WEIGHT = 0.5, 1e-5
+#: Weight of the differences of neighbouring pixels (edges) beside L1.
+EDGE_WEIGHT = 0.5
+#: Frames whose patches define the latent space.
+BASIS_FRAMES = 512
+#: Noise on the latents, as a share of their deviation: what the diffusion models make is never exact.
+LATENT_NOISE = 0.03
 #: Side of the training crops, pixels.
 CROP = 64
 #: Frames of the crops that train the decoder's temporal layers.
@@ -27,7 +31,11 @@ CLIP_FRAMES = 4
 
 
 class VaeStage:
-    """L1 + edge + light KL on crops of every kind of image that the renderers encode: video, G-buffers, environment images."""
+    """The decoder, by L1 + edges on crops of every kind of image that the renderers encode: video, buffers, environment images.
+
+    The encoder is linear and has a closed form, the principal components of the data's patches, so it is not trained: the
+    diffusion stages may start before the decoder is done.
+    """
 
     name = "vae"
     learning_rate = 4e-4
@@ -36,6 +44,10 @@ class VaeStage:
         torch.manual_seed(options.seed)
         self.network = preset.vae()
         initialize_autoencoder(self.network)
+        self.network.encoder.set_basis(principal_patches(store, preset.latent_channels, preset.factor))
+        for part in (self.network.encoder, self.network.quant_conv):
+            part.requires_grad_(False)
+        self.network.register_to_config(scaling_factor=self._scaling(store))
         self.preset, self.store, self.batch = preset, store, options.batch
         self.starts = store.starts(CLIP_FRAMES)
 
@@ -43,16 +55,15 @@ class VaeStage:
         """One step in four sees clips, so that the temporal layers learn; the others see stills."""
         frames = CLIP_FRAMES if step % 4 == 0 and len(self.starts) else 1
         images = self._crops(frames, generator)
-        posterior = self.network.encode(2 * images - 1).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        decoded = self.network.decode(posterior.mean + posterior.std * noise, num_frames=frames).sample.float()
+        with torch.no_grad():
+            latents = self.network.encode(2 * images - 1).latent_dist.mode()
+            latents = latents + LATENT_NOISE * latents.std() * torch.randn(latents.shape, generator=generator)
+        decoded = self.network.decode(latents, num_frames=frames).sample.float()
         target = 2 * images - 1
         l1 = (decoded - target).abs().mean()
         edges = sum((decoded.diff(dim=dim) - target.diff(dim=dim)).abs().mean() for dim in (-1, -2))
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         mse = ((decoded - target) ** 2).mean().item() / 4
-        loss = l1 + EDGE_WEIGHT * edges + KL_WEIGHT * kl
-        return loss, {"psnr": -10 * torch.log10(torch.tensor(mse)).item(), "kl": kl.item()}
+        return l1 + EDGE_WEIGHT * edges, {"psnr": -10 * torch.log10(torch.tensor(mse)).item()}
 
     def _crops(self, frames: int, generator: torch.Generator) -> Float[Tensor, "images 3 crop crop"]:
         """Random crops; one in eight stills is an environment image."""
@@ -84,13 +95,28 @@ class VaeStage:
         return rearrange(both, "t (n k) c h w -> c (n t h) (k w)", n=len(picks))
 
     def export(self, folder: Path) -> None:
-        """Write ``folder/vae`` with the scaling factor that gives its latents unit variance."""
-        picks = torch.linspace(0, len(self.store) - 1, min(64, len(self.store))).long()
-        images = rearrange(self.store.images[picks].float() / 255, "n k c h w -> (n k) c h w")
-        with torch.no_grad():
-            spread = torch.cat([self.network.encode(2 * part - 1).latent_dist.mode() for part in images.split(32)]).std()
-        self.network.register_to_config(scaling_factor=float(1 / spread))
+        """Write ``folder/vae``."""
         self.network.save_pretrained(folder / "vae")
+
+    @torch.no_grad()
+    def _scaling(self, store: FrameStore) -> float:
+        """The factor that gives the latents unit variance over the data."""
+        picks = torch.linspace(0, len(store) - 1, min(64, len(store))).long()
+        images = rearrange(store.images[picks].float() / 255, "n k c h w -> (n k) c h w")
+        return float(1 / self.network.encode(2 * images - 1).latent_dist.mode().std())
+
+
+def principal_patches(store: FrameStore, count: int, size: int) -> Float[Tensor, "count 3 size size"]:
+    """The ``count`` orthonormal patches that keep most of the energy of the data's images, mapped to [-1, 1].
+
+    They are the leading eigenvectors of the patches' second moments (not centred, so that latent 0 stays mid-grey).
+    """
+    picks = torch.linspace(0, len(store) - 1, min(BASIS_FRAMES, len(store))).long()
+    images = rearrange(store.images[picks].float() / 127.5 - 1, "n k c h w -> (n k) c h w")
+    patches = rearrange(images, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size)
+    _, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
+    basis = vectors.flip(1)[:, :count].T.float()
+    return rearrange(basis, "n (c p q) -> n c p q", c=3, p=size)
 
 
 def load_vae(run: Path) -> AutoencoderKLTemporalDecoder:

@@ -35,14 +35,8 @@ def initialize(network: nn.Module) -> None:
 
 @torch.no_grad()
 def initialize_autoencoder(vae: AutoencoderKLTemporalDecoder) -> None:
-    """`initialize`, the last temporal convolution as the identity, and a nearly deterministic posterior.
-
-    With the default posterior deviation of about 1 the decoder sees little but noise for a long time; it starts at 0.05.
-    """
-    initialize(vae)
+    """`initialize` the decoder, its last temporal convolution as the identity."""
+    initialize(vae.decoder)
     last = vae.decoder.time_conv_out
     last.weight.zero_()
     last.weight[:, :, last.kernel_size[0] // 2, 0, 0] = torch.eye(last.out_channels)
-    channels = vae.config.latent_channels
-    vae.quant_conv.weight[channels:].mul_(0.1)
-    vae.quant_conv.bias[channels:] = -6.0

@@ -78,7 +78,7 @@ def encode_frames(
     They are kept in ``cache`` under a name made of the weights and the data they come from.
     """
     digest = hashlib.sha256(f"{len(store)} {preset} {seed} {augment} {store.images[::97].long().sum()}".encode())
-    for value in vae.state_dict().values():
+    for value in (*vae.encoder.state_dict().values(), *vae.quant_conv.state_dict().values()):  # the decoder has no say
         digest.update(value.float().contiguous().numpy().tobytes())
     kept = cache / f"latents-{digest.hexdigest()[:16]}.safetensors"
     if kept.exists():
@@ -115,6 +115,5 @@ def _slice(store: FrameStore, first: int, last: int) -> FrameStore:
 
 def _encode_images(vae: nn.Module, images: Tensor) -> Float[Tensor, "total images channels height width"]:
     flat = rearrange(images.float() / 255, "n k c h w -> (n k) c h w")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        latents = vae.encode(2 * flat - 1).latent_dist.mode()
-    return rearrange(latents.float() * vae.config.scaling_factor, "(n k) c h w -> n k c h w", k=images.shape[1]).half()
+    latents = vae.encode(2 * flat - 1).latent_dist.mode()
+    return rearrange(latents * vae.config.scaling_factor, "(n k) c h w -> n k c h w", k=images.shape[1]).half()

@@ -20,7 +20,8 @@ class Preset:
     Attributes
     ----------
     groups : image groups: buffers that share a network image (see `core.packing`).
-    latent_channels, vae_widths : of the autoencoder; n widths give a latent 2^(n-1) times smaller than the image.
+    latent_channels, vae_widths : of the autoencoder (linear patch encoder, convolutional decoder); n widths give a latent
+        2^(n-1) times smaller than the image.
     inverse_widths, forward_widths : of the four levels of each UNet.
     env_widths, env_size : of the environment encoder, and the side of the square images that it reads, pixels.
     size : side of the training images, pixels.
@@ -41,7 +42,7 @@ class Preset:
     size: int
     window: int
     sigma_max: float = 700.0
-    start_weight: float = 0.8
+    start_weight: float = 0.9
     sigma_mean: float = 1.0
     sigma_std: float = 1.6
     context_channels: int = 64
@@ -65,12 +66,12 @@ class Preset:
             scaling_factor=1.0,
             force_upcast=False,
             norm_num_groups=self.norm_groups,
+            patch_encoder=True,
         )
 
     def _unet_options(self, widths: tuple[int, ...]) -> dict[str, Any]:
         return {
             "sample_size": self.size // self.factor,
-            "out_channels": self.latent_channels,
             "block_out_channels": widths,
             "layers_per_block": 1,
             "num_attention_heads": tuple(width // 32 for width in widths),
@@ -81,9 +82,13 @@ class Preset:
         }
 
     def inverse_unet(self) -> UNetCustomSpatioTemporalConditionModel:
-        """The inverse renderer's UNet, untrained: noisy buffer latent and clip latent in, attention at the inner levels."""
+        """The inverse renderer's UNet, untrained: noisy buffer latents and clip latent in, attention at the inner levels.
+
+        It makes the latents of all image groups in one pass.
+        """
         return UNetCustomSpatioTemporalConditionModel(
-            in_channels=2 * self.latent_channels,
+            in_channels=(len(self.groups) + 1) * self.latent_channels,
+            out_channels=len(self.groups) * self.latent_channels,
             down_block_types=(_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN),
             up_block_types=(_UP, _CROSS_UP, _CROSS_UP, _UP),
             cross_attention_dim=self.context_channels,
@@ -95,6 +100,7 @@ class Preset:
         """The forward renderer's UNet, untrained: noise and one latent per image group in, the light by cross-attention."""
         return UNetCustomSpatioTemporalConditionModel(
             in_channels=(1 + len(self.groups)) * self.latent_channels,
+            out_channels=self.latent_channels,
             down_block_types=(_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN),
             up_block_types=(_UP, _CROSS_UP, _CROSS_UP, _CROSS_UP),
             cross_attention_dim=self.forward_widths,
@@ -144,7 +150,7 @@ class Preset:
 TINY = Preset(
     name="tiny",
     groups=(("basecolor",), ("normal",), ("depth", "roughness", "metallic")),
-    latent_channels=16,
+    latent_channels=32,
     vae_widths=(32, 32, 64, 128),
     inverse_widths=(96, 96, 128, 96),
     forward_widths=(64, 96, 128, 128),

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusion_renderer.core.packing import embedding_index
+from diffusion_renderer.core.packing import JOINT_INDEX
 from diffusion_renderer.diffusion import VPrediction
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import GROUPS, IMAGES
@@ -99,16 +99,19 @@ class _LatentStage:
             "light_luminance": list(LIGHT_LUMINANCE),
         }
 
-    def _export(self, folder: Path, kind: str) -> None:
+    def _export(self, folder: Path, kind: str, **others: object) -> None:
         """Write ``folder/unet``, its scheduler and `renderer.json`."""
         self.network.save_pretrained(folder / "unet")
         (folder / "scheduler").mkdir(exist_ok=True)
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(self.preset.scheduler_config(), indent=2))
-        (folder / "renderer.json").write_text(json.dumps({"kind": kind, **self._settings()}, indent=2))
+        (folder / "renderer.json").write_text(json.dumps({"kind": kind, **others, **self._settings()}, indent=2))
 
 
 class InverseStage(_LatentStage):
-    """One random image group per sample, named to the network by its domain embedding (paper, section 4.1)."""
+    """All image groups of a clip at once, their latents concatenated (paper, section 4.1, which makes one buffer per pass).
+
+    One pass instead of one per buffer is as many times cheaper to run, and every sample trains on all ground truth it has.
+    """
 
     name = "inverse"
 
@@ -116,39 +119,38 @@ class InverseStage(_LatentStage):
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.inverse_unet()
         initialize(self.network)
-        self.ids = torch.tensor([embedding_index(group) for group in GROUPS])
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
         index = self._draw(generator)
-        group = torch.randint(len(GROUPS), (len(index),), generator=generator)
-        clean = self.store.images[index, 1 + group[:, None]].float()
-        clip = self.store.images[index, 0].float()
-        return self._denoising_loss(clean, generator, self._predictor(clip, group)), {}
+        return self._denoising_loss(self._truth(index), generator, self._predictor(index)), {}
 
-    def _predictor(self, clip: Tensor, group: Int[Tensor, "batch"]) -> Predict:
-        context = torch.zeros(len(group), 1, self.preset.context_channels)
+    def _truth(self, index: Int[Tensor, "batch frames"]) -> Float[Tensor, "batch frames channels height width"]:
+        return rearrange(self.store.images[index, 1:].float(), "b f k c h w -> b f (k c) h w")
+
+    def _predictor(self, index: Int[Tensor, "batch frames"]) -> Predict:
+        clip = self.store.images[index, 0].float()
+        context = torch.zeros(len(index), 1, self.preset.context_channels)
+        ids = torch.full((len(index),), JOINT_INDEX)
 
         def predict(scaled: Tensor, noise_level: Tensor) -> Tensor:
-            joined = torch.cat((scaled, clip), dim=2)
-            return self.network(joined, noise_level, context, self._time_ids(len(group)), self.ids[group])
+            return self.network(torch.cat((scaled, clip), dim=2), noise_level, context, self._time_ids(len(index)), ids)
 
         return predict
 
     def sheet(self) -> Tensor:
         """Six frames: the video, then ground truth above estimate for every image group."""
         index = self._sheet_frames()
-        clip = self.store.images[index, 0].float()
-        rows = [self._decode(clip)]
-        for number in range(len(GROUPS)):
-            truth = self.store.images[index, 1 + number].float()
-            predict = self._predictor(clip, torch.full((len(index),), number))
-            rows += [self._decode(truth), self._decode(self._start(truth.shape, predict))]
+        truth = self._truth(index)
+        pairs = zip(
+            *(x.chunk(len(GROUPS), dim=2) for x in (truth, self._start(truth.shape, self._predictor(index)))), strict=True
+        )
+        rows = [self._decode(self.store.images[index, 0].float()), *(self._decode(x) for pair in pairs for x in pair)]
         return rearrange(torch.stack(rows), "r n c h w -> c (r h) (n w)")
 
     def export(self, folder: Path) -> None:
         """Write the inverse renderer's network in diffusers' layout."""
-        self._export(folder, "inverse")
+        self._export(folder, "inverse", joint=True)
 
 
 class ForwardStage(_LatentStage):
