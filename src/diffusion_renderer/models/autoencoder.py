@@ -19,9 +19,9 @@ DETERMINISTIC = -30.0
 class PatchEncoder(nn.Module):
     """Linear coordinates of every ``size`` x ``size`` patch, without noise; their basis is what `set_basis` was given.
 
-    With an orthonormal basis a squared error of latents is the squared error of the pixels that they stand for, and what is
-    linear in pixels (brightness, a copy) is linear in latents. A convolutional encoder with group norms, by contrast, codes
-    every patch relative to its picture; small networks learned little on such latents (see LOG.md).
+    What is linear in pixels (brightness, a copy) is linear in latents, and encoding costs nothing. A convolutional encoder with
+    group norms, by contrast, codes every patch relative to its picture; small networks learned little on such latents (see
+    LOG.md). The basis has orthogonal patches, each as long as its coordinate's deviation is short.
     """
 
     def __init__(self, in_channels: int, latent_channels: int, size: int) -> None:
@@ -36,6 +36,11 @@ class PatchEncoder(nn.Module):
     def set_basis(self, basis: Float[Tensor, "latent_channels in_channels size size"]) -> None:
         """Use these patches as the axes of the latent space."""
         self.conv.weight[: basis.shape[0]] = basis
+
+    @property
+    def deviation(self) -> Float[Tensor, "latent_channels"]:
+        """Pixel deviation that one unit of each latent channel stands for: one over the length of its patch."""
+        return 1 / self.conv.weight[: self.conv.out_channels // 2].flatten(1).norm(dim=1)
 
     def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch moments _h _w"]:
         """Mean and logarithm of the variance, concatenated, as diffusers' encoders give them."""

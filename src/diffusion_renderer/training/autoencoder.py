@@ -107,15 +107,18 @@ class VaeStage:
 
 
 def principal_patches(store: FrameStore, count: int, size: int) -> Float[Tensor, "count 3 size size"]:
-    """The ``count`` orthonormal patches that keep most of the energy of the data's images, mapped to [-1, 1].
+    """The ``count`` patches whose coordinates keep most of the energy of the data's images, mapped to [-1, 1], whitened.
 
-    They are the leading eigenvectors of the patches' second moments (not centred, so that latent 0 stays mid-grey).
+    They are the leading eigenvectors of the patches' second moments (not centred, so that latent 0 stays mid-grey), divided by
+    the deviation of their coordinate: all latent channels vary alike. Without that the brightness of patches drowns their
+    detail, and the networks learn several times more slowly (see LOG.md).
     """
     picks = torch.linspace(0, len(store) - 1, min(BASIS_FRAMES, len(store))).long()
     images = rearrange(store.images[picks].float() / 127.5 - 1, "n k c h w -> (n k) c h w")
     patches = rearrange(images, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size)
-    _, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
-    basis = vectors.flip(1)[:, :count].T.float()
+    energy, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
+    deviation = energy.flip(0)[:count].clamp_min(1e-8).sqrt()
+    basis = (vectors.flip(1)[:, :count] / deviation).T.float()
     return rearrange(basis, "n (c p q) -> n c p q", c=3, p=size)
 
 

@@ -42,7 +42,7 @@ class Preset:
     size: int
     window: int
     sigma_max: float = 700.0
-    start_weight: float = 0.9
+    start_weight: float = 0.95
     sigma_mean: float = 1.0
     sigma_std: float = 1.6
     context_channels: int = 64

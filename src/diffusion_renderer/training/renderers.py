@@ -25,7 +25,7 @@ from diffusion_renderer.training.presets import Preset
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 #: Share of the steps that see clips of the preset's window; the others see stills.
-CLIP_SHARE = 0.35
+CLIP_SHARE = 0.25
 #: Share of the forward samples whose conditions are zeroed, for classifier-free guidance.
 DROP_SHARE = 0.05
 #: 5 % and 95 % quantile of the mean luminance of the training clips' panoramas, exposure included.
@@ -44,6 +44,8 @@ class _LatentStage:
         torch.manual_seed(options.seed)
         self.preset, self.vae, self.store, self.batch = preset, vae, store, options.batch
         self.precondition = VPrediction()
+        # Between the error of whitened latents (all channels alike) and that of pixels (as the squared deviation).
+        self.weights = vae.encoder.deviation.detach() / vae.encoder.deviation.mean().detach()
         self.stills = torch.arange(len(store))
         self.clips = store.starts(preset.window)
 
@@ -66,7 +68,8 @@ class _LatentStage:
         noisy = informative * (clean + sigma * torch.randn(clean.shape, generator=generator))
         output = predict(self.precondition.c_in(sigma) * noisy, self.precondition.c_noise(sigma).flatten())
         estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
-        return (((estimate - clean) / self.precondition.c_out(sigma)) ** 2).mean()
+        error = ((estimate - clean) / self.precondition.c_out(sigma)) ** 2
+        return (error * self.weights.repeat(clean.shape[2] // len(self.weights))[:, None, None]).mean()
 
     def _time_ids(self, count: int) -> Float[Tensor, "count 3"]:
         return torch.tensor(TIME_IDS).expand(count, 3)
