@@ -105,7 +105,7 @@ def test_light_scale(text, value):
         ("weights", "nothing"),
         ("", "nothing"),
         ("dataset out --clips 0", "'0'"),
-        ("evaluate --task colour", "'colour'"),
+        ("evaluate colour", "'colour'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(line, found, capsys):

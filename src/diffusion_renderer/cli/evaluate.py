@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from diffusion_renderer.cli import values
 
 TASKS = ("inverse", "forward")
 Tasks = Annotated[
-    tuple[Annotated[tuple[str, ...], values.several("inverse|forward ...", values.choice("--task", TASKS), "--task")], ...],
-    UseAppendAction,
+    Positional[tuple[Annotated[str, *values.one("inverse|forward", values.choice("the task", TASKS), "both")], ...]],
+    arg(metavar="[inverse|forward ...]"),
 ]
 
 
@@ -26,7 +26,7 @@ class Evaluate:
     """
 
     task: Tasks = ()
-    """What to score; both by default."""
+    """What to score; both when left out."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")] = Path("evaluation-out")
     """Folder of the tables and of the rendered clips."""
     model: Annotated[str, *values.one("NAME|PATH", str, "tiny")] = "tiny"
@@ -35,11 +35,11 @@ class Evaluate:
     """A folder of shards to score on."""
     clips: Annotated[int, *values.one("N", values.count_at_least("--clips", 1), "24")] = 24
     """Clips to render."""
-    frames: Annotated[int, *values.one("N", values.count_at_least("--frames", 1), "8")] = 8
+    frames: Annotated[int, *values.one("N", values.count_at_least("--frames", 1), "4")] = 4
     """Frames per rendered clip."""
     size: Annotated[int, *values.one("N", values.count_at_least("--size", 8), "128")] = 128
     """Side of the rendered frames, pixels."""
-    samples: Annotated[int, *values.one("N", values.count_at_least("--samples", 1), "64")] = 64
+    samples: Annotated[int, *values.one("N", values.count_at_least("--samples", 1), "32")] = 32
     """Light paths per pixel of the rendered frames."""
     panoramas: Annotated[Path | None, *values.one("DIR", Path, "procedural light only")] = None
     """Folder of panoramas that light half of the rendered clips."""
@@ -66,6 +66,6 @@ class Evaluate:
             steps=self.steps,
         )
         with Progress() as progress:
-            for task in values.flatten(self.task) or TASKS:
+            for task in self.task or TASKS:
                 print(evaluate(task, options, progress).markdown() + "\n", flush=True)
                 progress.made(self.out / f"{task}.md")

@@ -118,7 +118,8 @@ def choice(option: str, valid: Iterable[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise _reject(f"{option} to be one of {', '.join(names)}", f"{text!r}", f"for example {option} {names[0]}")
+            advice = f"for example {option} {names[0]}" if option.startswith("-") else f"for example {names[0]}"
+            raise _reject(f"{option} to be one of {', '.join(names)}", f"{text!r}", advice)
         return text
 
     return parse

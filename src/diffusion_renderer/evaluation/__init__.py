@@ -25,9 +25,9 @@ class EvaluateOptions:
     data: Path | None = None
     out: Path = Path("evaluation-out")
     clips: int = 24
-    frames: int = 8
+    frames: int = 4
     size: int = 128
-    samples: int = 64
+    samples: int = 32
     panoramas: Path | None = None
     steps: int | None = None
 
