@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -124,7 +125,16 @@ def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm) -> None:
             raise
 
 
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however it went: it would render on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(threads: int, variant: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Before the libraries load: each process has its share of the cores, and no thread is pinned to one of them.
     os.environ["OIDN_NUM_THREADS"] = str(threads)
     os.environ["OIDN_SET_AFFINITY"] = "0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +15,7 @@ from diffusion_renderer.pipelines.settings import RendererSettings
 Progress = Callable[[int, int, str], None]
 
 
+@runtime_checkable
 class InverseRenderer(Protocol):
     """Clip to G-buffers."""
 
@@ -34,6 +35,7 @@ class InverseRenderer(Protocol):
         ...
 
 
+@runtime_checkable
 class ForwardRenderer(Protocol):
     """G-buffers and a light to a clip."""
 
