@@ -31,8 +31,8 @@ SMALL = replace(
     inverse_widths=(32, 32, 32, 32),
     forward_widths=(32, 32, 32, 32),
     env_widths=(32, 32, 32, 32),
-    env_size=16,
-    size=16,
+    env_size=32,
+    size=32,
     window=3,
     context_channels=8,
 )
@@ -40,7 +40,7 @@ SMALL = replace(
 
 @pytest.fixture(scope="module")
 def store() -> FrameStore:
-    return store_clips([synthetic_clip(index, frames=3, size=16) for index in range(3)])
+    return store_clips([synthetic_clip(index, frames=3, size=32) for index in range(3)])
 
 
 def options(out: Path, steps: int, **others: object) -> TrainOptions:
@@ -185,10 +185,10 @@ def test_every_stage_trains_and_the_pipelines_load_the_result(store: FrameStore,
     size = assemble(run, tmp_path / "model")
     assert 0 < size < 20e6
     inverse, forward = load_inverse(tmp_path / "model/inverse"), load_forward(tmp_path / "model/forward")
-    clip = synthetic_clip(0, frames=2, size=16)
+    clip = synthetic_clip(0, frames=2, size=32)
     gbuffer = inverse(clip.clip)
     relit = forward(gbuffer, clip.environment)
-    assert gbuffer.basecolor.shape == relit.frames.shape == (2, 3, 16, 16)
+    assert gbuffer.basecolor.shape == relit.frames.shape == (2, 3, 32, 32)
     assert torch.isfinite(relit.frames).all()
 
 

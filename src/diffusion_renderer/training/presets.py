@@ -26,6 +26,7 @@ class Preset:
     env_widths, env_size : of the environment encoder, and the side of the square images that it reads, pixels.
     size : side of the training images, pixels.
     window : longest clip seen in training, frames.
+    norm_groups : of the autoencoder and the environment encoder; the UNets keep the published 32.
     sigma_max : the largest noise level, from which sampling starts.
     start_weight : share of training samples that sit at ``sigma_max``, where a one-step sampler works. The rest follow the
         log-normal of EDM around ``sigma_mean`` with ``sigma_std`` (natural logarithms).
@@ -78,7 +79,6 @@ class Preset:
             "addition_time_embed_dim": self.time_channels,
             "projection_class_embeddings_input_dim": 3 * self.time_channels,
             "num_frames": self.window,
-            "norm_num_groups": self.norm_groups,
         }
 
     def inverse_unet(self) -> UNetCustomSpatioTemporalConditionModel:

@@ -16,7 +16,6 @@ from diffusion_renderer.diffusion import VPrediction
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import GROUPS, IMAGES
 from diffusion_renderer.training.environment import load_env_encoder
-from diffusion_renderer.training.initial import initialize
 from diffusion_renderer.training.latents import LatentStore
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
@@ -38,7 +37,7 @@ class _LatentStage:
     """What both renderers share: drawing clips of latents, noising them, and the loss on the clean latent."""
 
     name: str
-    learning_rate = 6e-4
+    learning_rate = 1.5e-3
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
@@ -121,7 +120,6 @@ class InverseStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.inverse_unet()
-        initialize(self.network)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
@@ -164,7 +162,6 @@ class ForwardStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: LatentStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.forward_unet()
-        initialize(self.network)
         self.encoder = load_env_encoder(options.out)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
