@@ -98,7 +98,7 @@ class DiffusionInverseRenderer(DiffusionRenderer):
     @torch.no_grad()
     def denoise(
         self,
-        condition: Float[Tensor, "frames channels height width"],
+        condition: Float[Tensor, "frames clip_channels height width"],
         group: tuple[str, ...],
         noise: Float[Tensor, "frames channels height width"],
         steps: int,
