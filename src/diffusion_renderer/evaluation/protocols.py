@@ -1,6 +1,6 @@
 """How the two renderers are scored on clips with ground truth.
 
-Buffers are compared where the camera saw a surface, relit frames over the whole picture. Base colour and relit frames are
+Buffers are compared where the camera saw a surface, base colour also over the whole picture, like relit frames. Base colour and relit frames are
 compared as sRGB in [0, 1], normals as angles, roughness and metallic as they are, depth as relative depth. A figure is the mean
 over clips of a clip's figure; a constant baseline is the best one for the very clips that are scored.
 """
@@ -96,6 +96,10 @@ def score_inverse(clips: Sequence[RenderedClip], inverse: Inverse, tick: Callabl
         if name == "basecolor":
             inputs = [clip.clip.frames for clip in clips]
             scores.append(_score(name, metric, "input frame", zip(guesses, inputs, truths, masks, strict=True)))
+            whole = [torch.ones_like(mask) for mask in masks]
+            scores.append(
+                _score("basecolor, whole picture", metric, "input frame", zip(guesses, inputs, truths, whole, strict=True))
+            )
     return scores
 
 
