@@ -1,8 +1,8 @@
 """How the two renderers are scored on clips with ground truth.
 
-Buffers are compared where the camera saw a surface, base colour also over the whole picture, like relit frames. Base colour and relit frames are
-compared as sRGB in [0, 1], normals as angles, roughness and metallic as they are, depth as relative depth. A figure is the mean
-over clips of a clip's figure; a constant baseline is the best one for the very clips that are scored.
+Buffers are compared where the camera saw a surface, base colour also over the whole picture, like relit frames. Base colour and
+relit frames are compared as sRGB in [0, 1], normals as angles, roughness and metallic as they are, depth as relative depth. A
+figure is the mean over clips of a clip's figure; a constant baseline is the best one for the very clips that are scored.
 """
 
 from __future__ import annotations
