@@ -12,14 +12,11 @@ from safetensors.torch import load_file
 from synthetic import synthetic_clip
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.types import EnvironmentMap
 from diffusion_renderer.training import TrainOptions, assemble, checkpoint, loop
 from diffusion_renderer.training import presets as presets_module
 from diffusion_renderer.training.autoencoder import VaeStage
 from diffusion_renderer.training.data import IMAGES, FrameStore, concatenate, load_frames, store_clips
 from diffusion_renderer.training.environment import EnvStage
-from diffusion_renderer.training.latents import encode_frames, varied
-from diffusion_renderer.training.lights import light_images
 from diffusion_renderer.training.presets import TINY
 from diffusion_renderer.training.renderers import ForwardStage, InverseStage
 
@@ -66,29 +63,13 @@ def test_concatenation_keeps_clips_apart(store: FrameStore) -> None:
     assert both.light.shape[0] == 6
 
 
-def test_varied_twice_with_inverse_colours_is_the_original(store: FrameStore) -> None:
-    lights = torch.cat([light_images(store.light[c], r[None], 16) for c, r in zip(store.clip, store.rotation, strict=True)])
-    orders = torch.tensor([[1, 2, 0]]).expand(len(store), 3)
-    images, turned = varied(store.images, lights, orders)
-    back, unturned = varied(images, turned, torch.tensor([[2, 0, 1]]).expand(len(store), 3))
-    assert torch.equal(back, store.images)
-    assert torch.equal(unturned, lights)
-
-
-def test_varied_mirrors_normals_and_light(store: FrameStore) -> None:
-    """A light from the left on a normal that faces left becomes a light from the right on one that faces right."""
-    normal = IMAGES.index("normal")
-    radiance = torch.zeros(3, 32, 64)
-    radiance[:, 16, 8] = 100.0
-    lights = light_images(radiance, torch.eye(3)[None], 16).expand(len(store), -1, -1, -1, -1)
-    images, turned = varied(store.images, lights, torch.arange(3).expand(len(store), 3))
-    before, after = (x[:, normal, 0].float() / 255 * 2 - 1 for x in (store.images, images))
-    assert torch.allclose(after, -before.flip(-1), atol=1 / 255 + 1e-6)
-    mirrored = EnvironmentMap(radiance.flip(-1)).radiance
-    expected = light_images(mirrored, torch.eye(3)[None], 16)
-    # The panorama's mirror image about its centre column is the mirrored world; 1e-6 is float32 rounding.
-    assert torch.allclose(turned[:1, :2], expected[:, :2], atol=1e-6)
-    assert torch.equal(turned[:, 2], lights[:, 2])
+def test_frames_are_found_across_shards(store: FrameStore) -> None:
+    both = concatenate([store, store_clips([synthetic_clip(7, frames=2, size=32)])])
+    index = torch.tensor([[0, 8], [9, 10]])
+    taken = both.take(index)
+    assert taken.shape[:2] == (2, 2)
+    assert torch.equal(taken[0, 1], store.images[0][8])
+    assert torch.equal(taken[1], both.images[1])
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
@@ -177,10 +158,8 @@ def test_every_stage_trains_and_the_pipelines_load_the_result(store: FrameStore,
     run = tmp_path / "run"
     vae = trained_vae(run, store)
     loop.run(EnvStage(SMALL, store, options(run, 2)), options(run, 2))
-    latents = encode_frames(store, vae, SMALL, run)
-    assert len(latents) == 2 * len(store)
     for stage in (InverseStage, ForwardStage):
-        loop.run(stage(SMALL, vae, latents, options(run, 2)), options(run, 2))
+        loop.run(stage(SMALL, vae, store, options(run, 2)), options(run, 2))
         assert (run / stage.name / "sheet-final.png").exists()
     size = assemble(run, tmp_path / "model")
     assert 0 < size < 20e6
@@ -190,14 +169,6 @@ def test_every_stage_trains_and_the_pipelines_load_the_result(store: FrameStore,
     relit = forward(gbuffer, clip.environment)
     assert gbuffer.basecolor.shape == relit.frames.shape == (2, 3, 32, 32)
     assert torch.isfinite(relit.frames).all()
-
-
-def test_latents_are_kept_and_reused(store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = trained_vae(tmp_path, store)
-    first = encode_frames(store, vae, SMALL, tmp_path)
-    monkeypatch.setattr("diffusion_renderer.training.latents.encode_lights", None)  # would fail if it encoded again
-    second = encode_frames(store, vae, SMALL, tmp_path)
-    assert torch.equal(first.images, second.images) and torch.equal(first.light, second.light)
 
 
 def test_a_stage_without_the_one_before_says_so(store: FrameStore, tmp_path: Path) -> None:
@@ -249,8 +220,3 @@ def test_shards_of_the_evaluation_seed_are_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("diffusion_renderer.training.data.read_shard", lambda path: [clip])
     with pytest.raises(InputError, match="evaluation seed"):
         load_frames((tmp_path,), tmp_path / "cache")
-
-
-def test_without_augmentation_every_frame_is_encoded_once(store: FrameStore, tmp_path: Path) -> None:
-    vae = trained_vae(tmp_path, store)
-    assert len(encode_frames(store, vae, SMALL, tmp_path, augment=False)) == len(store)

@@ -21,7 +21,6 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     from diffusion_renderer.training.autoencoder import VaeStage, load_vae
     from diffusion_renderer.training.data import load_frames
     from diffusion_renderer.training.environment import EnvStage
-    from diffusion_renderer.training.latents import encode_frames
     from diffusion_renderer.training.loop import run
     from diffusion_renderer.training.presets import PRESETS
     from diffusion_renderer.training.renderers import ForwardStage, InverseStage
@@ -33,8 +32,7 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     if stage in ("vae", "env"):
         return run({"vae": VaeStage, "env": EnvStage}[stage](chosen, store, options), options)
     vae = load_vae(options.out)
-    latents = encode_frames(store, vae, chosen, options.out / "cache", augment=options.augment)
-    return run({"inverse": InverseStage, "forward": ForwardStage}[stage](chosen, vae, latents, options), options)
+    return run({"inverse": InverseStage, "forward": ForwardStage}[stage](chosen, vae, store, options), options)
 
 
 def assemble(run: Path, out: Path) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
-from diffusion_renderer.training.data import FrameStore
+from diffusion_renderer.training.data import IMAGES, FrameStore
 from diffusion_renderer.training.initial import initialize_autoencoder
 from diffusion_renderer.training.lights import random_light_images
 from diffusion_renderer.training.options import TrainOptions
@@ -67,7 +67,7 @@ class VaeStage:
 
     def _crops(self, frames: int, generator: torch.Generator) -> Float[Tensor, "images 3 crop crop"]:
         """Random crops; one in eight stills is an environment image."""
-        height, width = self.store.images.shape[-2:]
+        height, width = self.store.size
         crop = min(CROP, height, width)
         starts = self.starts if frames > 1 else torch.arange(len(self.store))
         count = max(1, self.batch // frames)
@@ -75,9 +75,10 @@ class VaeStage:
         for index in starts[torch.randint(len(starts), (count,), generator=generator)].tolist():
             kind, top, left = (
                 int(torch.randint(high, (), generator=generator))
-                for high in (self.store.images.shape[1], height - crop + 1, width - crop + 1)
+                for high in (len(IMAGES), height - crop + 1, width - crop + 1)
             )
-            crops.append(self.store.images[index : index + frames, kind, :, top : top + crop, left : left + crop])
+            clip = self.store.take(index + torch.arange(frames))
+            crops.append(clip[:, kind, :, top : top + crop, left : left + crop])
         images = torch.cat(crops).float() / 255
         if frames == 1:
             lights = random_light_images(self.store, max(1, count // 8), self.preset.env_size, generator)
@@ -89,7 +90,7 @@ class VaeStage:
     def sheet(self) -> Tensor:
         """Three frames; every kind of image above its reconstruction."""
         picks = torch.linspace(0, len(self.store) - 1, 3).long()
-        images = rearrange(self.store.images[picks].float() / 255, "n k c h w -> (n k) c h w")
+        images = rearrange(self.store.take(picks).float() / 255, "n k c h w -> (n k) c h w")
         decoded = self.network.decode(self.network.encode(2 * images - 1).latent_dist.mode(), num_frames=1).sample
         both = torch.stack((images, 0.5 * decoded + 0.5))
         return rearrange(both, "t (n k) c h w -> c (n t h) (k w)", n=len(picks))
@@ -102,7 +103,7 @@ class VaeStage:
     def _scaling(self, store: FrameStore) -> float:
         """The factor that gives the latents unit variance over the data."""
         picks = torch.linspace(0, len(store) - 1, min(64, len(store))).long()
-        images = rearrange(store.images[picks].float() / 255, "n k c h w -> (n k) c h w")
+        images = rearrange(store.take(picks).float() / 255, "n k c h w -> (n k) c h w")
         return float(1 / self.network.encode(2 * images - 1).latent_dist.mode().std())
 
 
@@ -114,7 +115,7 @@ def principal_patches(store: FrameStore, count: int, size: int) -> Float[Tensor,
     detail, and the networks learn several times more slowly (see LOG.md).
     """
     picks = torch.linspace(0, len(store) - 1, min(BASIS_FRAMES, len(store))).long()
-    images = rearrange(store.images[picks].float() / 127.5 - 1, "n k c h w -> (n k) c h w")
+    images = rearrange(store.take(picks).float() / 127.5 - 1, "n k c h w -> (n k) c h w")
     patches = rearrange(images, "n c (h p) (w q) -> (n h w) (c p q)", p=size, q=size)
     energy, vectors = torch.linalg.eigh((patches.T @ patches).double() / len(patches))
     deviation = energy.flip(0)[:count].clamp_min(1e-8).sqrt()

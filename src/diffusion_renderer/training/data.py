@@ -1,10 +1,10 @@
-"""Rendered shards as arrays in memory: what the stages draw their batches from."""
+"""Rendered shards as arrays: what the stages draw their batches from."""
 
 from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ from diffusion_renderer.datagen import EVALUATION_SEED, RenderedClip, read_shard
 #: The images of a frame, in the order of `FrameStore.images`: the input video, then the groups of the `tiny` preset.
 GROUPS = (("basecolor",), ("normal",), ("depth", "roughness", "metallic"))
 IMAGES = ("rgb", *("+".join(group) for group in GROUPS))
+#: Image and channel that hold relative depth. 255 is background there, and nothing else: the farthest surface is stored as 254.
+DEPTH = next((1 + index, group.index("depth")) for index, group in enumerate(GROUPS) if "depth" in group)
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,34 @@ class FrameStore:
 
     Attributes
     ----------
-    images : the images named by `IMAGES`, encoded as for the network.
+    images : the images named by `IMAGES`, encoded as for the network; one array per shard, memory-mapped when it comes from a
+        cache: several trainings share the memory, and a data set may exceed it.
     clip : index of the clip that a frame belongs to; a clip's frames are consecutive.
     rotation : R of each frame: camera-space direction d sees the panorama at R d.
     light : panorama of each clip, linear, already scaled by the clip's exposure.
     """
 
-    images: UInt8[Tensor, "total images 3 height width"]
+    images: tuple[UInt8[Tensor, "_frames images 3 height width"], ...]
     clip: Int[Tensor, "total"]
     rotation: Float[Tensor, "total 3 3"]
     light: Float[Tensor, "clips 3 lightheight lightwidth"]
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return len(self.clip)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every frame, pixels."""
+        height, width = self.images[0].shape[-2:]
+        return height, width
+
+    def take(self, index: Int[Tensor, "*shape"]) -> UInt8[Tensor, "*shape images 3 height width"]:
+        """The images of the frames ``index``."""
+        ends = torch.tensor([len(part) for part in self.images]).cumsum(0)
+        owner = torch.searchsorted(ends, index.flatten(), right=True).tolist()
+        first = [0, *ends.tolist()]
+        frames = [self.images[k][i - first[k]] for k, i in zip(owner, index.flatten().tolist(), strict=True)]
+        return torch.stack(frames).unflatten(0, index.shape)
 
     def starts(self, frames: int) -> Int[Tensor, "choices"]:
         """Indices from which ``frames`` consecutive frames belong to one clip."""
@@ -53,11 +70,15 @@ def store_clips(clips: list[RenderedClip]) -> FrameStore:
     images, owner, rotation, light = [], [], [], []
     for number, item in enumerate(clips):
         stack = [item.clip.frames, *(pack_image(item.gbuffer, group) for group in GROUPS)]
-        images.append(torch.stack(stack, dim=1).mul(255).round().to(torch.uint8))
+        frames = torch.stack(stack, dim=1).mul(255).round().to(torch.uint8)
+        kind, channel = DEPTH
+        hit = torch.isfinite(item.gbuffer.depth[:, 0])
+        frames[:, kind, channel][hit] = frames[:, kind, channel][hit].clamp_max(254)
+        images.append(frames)
         owner.append(torch.full((len(item.clip),), number))
         rotation.append(item.camera.rotation)
         light.append(torch.nn.functional.interpolate(item.environment.radiance[None], size=(64, 128), mode="area")[0])
-    return FrameStore(torch.cat(images), torch.cat(owner), torch.cat(rotation), torch.stack(light))
+    return FrameStore((torch.cat(images),), torch.cat(owner), torch.cat(rotation), torch.stack(light))
 
 
 def load_frames(folders: tuple[Path, ...], cache: Path) -> FrameStore:
@@ -72,7 +93,7 @@ def load_frames(folders: tuple[Path, ...], cache: Path) -> FrameStore:
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         parts = list(tqdm(pool.map(lambda path: _load_shard(path, cache), shards), total=len(shards), desc="shards"))
-    sizes = {tuple(part.images.shape[-2:]) for part in parts}
+    sizes = {part.size for part in parts}
     if len(sizes) > 1:
         listing = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise InputError("shards whose frames have one size", listing, "train on folders of one size")
@@ -85,13 +106,17 @@ def concatenate(parts: list[FrameStore]) -> FrameStore:
     for part in parts:
         clip.append(part.clip + offset)
         offset += part.light.shape[0]
-    joined = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(FrameStore) if f.name != "clip"}
-    return FrameStore(clip=torch.cat(clip), **joined)
+    return FrameStore(
+        images=tuple(images for part in parts for images in part.images),
+        clip=torch.cat(clip),
+        rotation=torch.cat([part.rotation for part in parts]),
+        light=torch.cat([part.light for part in parts]),
+    )
 
 
 def _load_shard(path: Path, cache: Path) -> FrameStore:
     status = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {IMAGES}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {IMAGES} {DEPTH}".encode()).hexdigest()[:16]
     kept = cache / f"{key}.safetensors"
     if not kept.exists():
         clips = list(read_shard(path))
@@ -100,6 +125,8 @@ def _load_shard(path: Path, cache: Path) -> FrameStore:
             raise InputError("shards to train on", f"clips of the evaluation seed in {path}", advice)
         store = store_clips(clips)
         part = kept.with_suffix(".part")
-        save_file({f.name: getattr(store, f.name).contiguous() for f in fields(store)}, part)
+        arrays = {"images": store.images[0], "clip": store.clip, "rotation": store.rotation, "light": store.light}
+        save_file({name: value.contiguous() for name, value in arrays.items()}, part)
         part.replace(kept)
-    return FrameStore(**load_file(kept))
+    arrays = load_file(kept)
+    return FrameStore(images=(arrays.pop("images"),), **arrays)

@@ -27,7 +27,7 @@ class TrainOptions:
     seed : of the data order, the noise and the initial weights.
     save_minutes : minutes between checkpoints.
     sheet_steps : steps between sample sheets; 0 for none.
-    augment : also train the diffusion stages on every frame's mirrored twin in other colours (twice the encoding time).
+    augment : the diffusion stages see every clip in a random window, mirror, colours and exposure (`training.variation`).
     precision : of the network's forward pass; weights and optimiser are float32.
     """
 

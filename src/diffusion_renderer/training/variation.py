@@ -1,0 +1,144 @@
+"""Variations of a rendered clip that keep the physics: every epoch sees every frame differently.
+
+They matter more here than in most trainings: the autoencoder of the `tiny` preset reads separate patches, so only a shifted
+frame tells the networks that a patch's contents may lie elsewhere in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.training.data import DEPTH, IMAGES
+
+#: Smallest part of a frame that is shown, as a share of its side.
+LEAST_ZOOM = 0.7
+#: How far the window may reach beyond the frame (whose edge is repeated there), as a share of its side.
+MARGIN = 0.03
+#: How often red, green and blue are permuted, and how often the light is made stronger or weaker.
+RECOLOUR_SHARE, EXPOSURE_SHARE = 0.5, 0.5
+#: Darkest and brightest light, stops. Brighter frames burn, so there is less room above.
+EXPOSURE_STOPS = (-1.0, 0.5)
+
+_RGB, _BASE, _NORMAL = (IMAGES.index(name) for name in ("rgb", "basecolor", "normal"))
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One variation per clip, the same for all its frames and images.
+
+    Attributes
+    ----------
+    side : side of the window that is shown, as a share of the frame's.
+    centre : its centre (x, y); the frame spans [-1, 1].
+    mirrored : left and right exchanged, in the normals' x and in the light as well.
+    order : the channels that red, green and blue are taken from, in video, base colour and light.
+    exposure : factor on the light and the linear video.
+    """
+
+    side: Float[Tensor, "clips"]
+    centre: Float[Tensor, "clips 2"]
+    mirrored: Bool[Tensor, "clips"]
+    order: Int[Tensor, "clips 3"]
+    exposure: Float[Tensor, "clips"]
+
+    @classmethod
+    def draw(cls, count: int, generator: torch.Generator) -> Variation:
+        """Independent variations for ``count`` clips."""
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator)
+
+        side = LEAST_ZOOM + (1 - LEAST_ZOOM) * uniform(count)
+        reach = 1 - side + 2 * MARGIN
+        orders = uniform(count, 3).argsort(dim=1)
+        same = uniform(count, 1) >= RECOLOUR_SHARE
+        low, high = EXPOSURE_STOPS
+        stops = torch.where(uniform(count) < EXPOSURE_SHARE, low + (high - low) * uniform(count), torch.zeros(count))
+        return cls(
+            side=side,
+            centre=(2 * uniform(count, 2) - 1) * reach[:, None],
+            mirrored=uniform(count) < 0.5,
+            order=torch.where(same, torch.arange(3), orders),
+            exposure=2.0**stops,
+        )
+
+    @classmethod
+    def none(cls, count: int) -> Variation:
+        """The variation that changes nothing."""
+        return cls(
+            side=torch.ones(count),
+            centre=torch.zeros(count, 2),
+            mirrored=torch.zeros(count, dtype=torch.bool),
+            order=torch.arange(3).expand(count, 3),
+            exposure=torch.ones(count),
+        )
+
+    def images(
+        self, images: UInt8[Tensor, "clips frames kinds 3 height width"]
+    ) -> Float[Tensor, "clips frames kinds 3 height width"]:
+        """Clips in the order of `data.IMAGES`, varied, in [0, 1]. Depth stays relative to what the window shows."""
+        images = self._expose(self._recolour(images.float() / 255))
+        varied = self._sample(images, "bilinear")
+        mirror = self.mirrored[:, None, None, None]
+        varied[:, :, _NORMAL, 0] = torch.where(mirror, 1 - varied[:, :, _NORMAL, 0], varied[:, :, _NORMAL, 0])
+        kind, channel = DEPTH
+        # Interpolated values beside the background are no distances, so the range is taken from uninterpolated ones.
+        depth = self._sample(images[:, :, kind : kind + 1, channel : channel + 1], "nearest")
+        varied[:, :, kind, channel] = _relative(varied[:, :, kind, channel], depth[:, :, 0, 0])
+        return varied
+
+    def environment(
+        self, images: Float[Tensor, "clips frames 3 3 size size"]
+    ) -> Float[Tensor, "clips frames 3 3 size size"]:
+        """Environment images (ldr, log, direction) as the varied clip's camera sees them; their exposure is not changed."""
+        seen = images[:, :, :2]
+        order = self.order[:, None, None, :, None, None].expand_as(seen)
+        seen = seen.gather(3, order)
+        seen = torch.where(self.mirrored[:, None, None, None, None, None], seen.flip(-1), seen)
+        return torch.cat((seen, images[:, :, 2:]), dim=2)
+
+    def _recolour(self, images: Tensor) -> Tensor:
+        order = self.order[:, None, :, None, None].expand(-1, images.shape[1], -1, *images.shape[-2:])
+        for kind in (_RGB, _BASE):
+            images[:, :, kind] = images[:, :, kind].gather(2, order)
+        return images
+
+    def _expose(self, images: Tensor) -> Tensor:
+        changed = self.exposure != 1
+        if not changed.any():
+            return images
+        video = images[changed, :, _RGB]
+        factor = self.exposure[changed][:, None, None, None, None]
+        exposed = srgb_oetf((srgb_eotf(video) * factor).clamp(0, 1))
+        # How bright a burnt pixel was is not known: it stays burnt in less light.
+        images[changed, :, _RGB] = torch.where(video == 1, video, exposed)
+        return images
+
+    def _sample(self, images: Tensor, mode: str) -> Tensor:
+        """What the window of each clip shows, at the frames' size."""
+        height, width = images.shape[-2:]
+        theta = torch.zeros(len(self.side), 2, 3)
+        theta[:, 0, 0] = torch.where(self.mirrored, -self.side, self.side)
+        theta[:, 1, 1] = self.side
+        theta[:, :, 2] = self.centre
+        grid = F.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
+        flat = rearrange(images, "b f k c h w -> b (f k c) h w")
+        sampled = F.grid_sample(flat, grid, mode=mode, padding_mode="border", align_corners=False)
+        return sampled.unflatten(1, images.shape[1:4])
+
+
+def _relative(depth: Float[Tensor, "clips frames height width"], sharp: Float[Tensor, "clips frames height width"]) -> Tensor:
+    """Relative depth whose range is that of ``sharp`` in each clip; 1 is background and stays 1."""
+    background = sharp >= 1
+    flat = rearrange(sharp, "b f h w -> b (f h w)")
+    near = flat.amin(dim=1)[:, None, None, None]
+    far = torch.where(flat >= 1, torch.zeros_like(flat), flat).amax(dim=1)[:, None, None, None]
+    scaled = ((depth - near) / (far - near).clamp_min(1 / 255)).clamp(0, 1)
+    return torch.where(background, depth, scaled)

@@ -1,0 +1,117 @@
+"""Variations of training clips: what they must change together, and what they must leave alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from synthetic import synthetic_clip
+
+from diffusion_renderer.core.color import srgb_eotf
+from diffusion_renderer.training.data import IMAGES, FrameStore, store_clips
+from diffusion_renderer.training.lights import light_images
+from diffusion_renderer.training.variation import EXPOSURE_STOPS, LEAST_ZOOM, MARGIN, Variation
+
+#: Depth's farthest surface is stored as 254 of 255 and given back as 1; the rest is exact to float32 interpolation.
+CLOSE = 1 / 255 + 1e-5
+RGB, BASE, NORMAL, PACKED = (IMAGES.index(name) for name in ("rgb", "basecolor", "normal", "depth+roughness+metallic"))
+
+
+@pytest.fixture(scope="module")
+def store() -> FrameStore:
+    return store_clips([synthetic_clip(index, frames=3, size=32) for index in range(2)])
+
+
+@pytest.fixture(scope="module")
+def clips(store: FrameStore) -> torch.Tensor:
+    return store.take(torch.arange(6).reshape(2, 3))
+
+
+def none() -> Variation:
+    return Variation.none(2)
+
+
+def test_no_variation_changes_nothing(clips: torch.Tensor) -> None:
+    assert torch.allclose(none().images(clips), clips.float() / 255, atol=CLOSE)
+
+
+def test_mirror_exchanges_sides_and_turns_normals(clips: torch.Tensor) -> None:
+    varied = replace(none(), mirrored=torch.tensor([True, False])).images(clips)
+    plain = clips.float() / 255
+    assert torch.allclose(varied[0, :, RGB], plain[0, :, RGB].flip(-1), atol=1e-5)
+    assert torch.allclose(varied[0, :, NORMAL, 0], 1 - plain[0, :, NORMAL, 0].flip(-1), atol=1e-5)
+    assert torch.allclose(varied[0, :, NORMAL, 1:], plain[0, :, NORMAL, 1:].flip(-1), atol=1e-5)
+    assert torch.allclose(varied[1], plain[1], atol=CLOSE)
+
+
+def test_a_light_from_the_left_comes_from_the_right_in_the_mirror() -> None:
+    radiance = torch.zeros(3, 32, 64)
+    radiance[:, 16, 8] = 100.0
+    lights = light_images(radiance, torch.eye(3)[None], 16)[None].expand(2, -1, -1, -1, -1, -1)
+    turned = replace(none(), mirrored=torch.tensor([True, True])).environment(lights)
+    # The panorama's mirror image about its centre column is the mirrored world; 1e-6 is float32 rounding.
+    assert torch.allclose(turned[0, :, :2], light_images(radiance.flip(-1), torch.eye(3)[None], 16)[:, :2], atol=1e-6)
+    assert torch.equal(turned[:, :, 2], lights[:, :, 2])
+
+
+def test_colours_are_permuted_alike_in_video_base_colour_and_light(store: FrameStore, clips: torch.Tensor) -> None:
+    order = torch.tensor([[2, 0, 1], [0, 1, 2]])
+    recoloured = replace(none(), order=order)
+    plain, varied = clips.float() / 255, recoloured.images(clips)
+    for kind in (RGB, BASE):
+        assert torch.allclose(varied[0, :, kind], plain[0, :, kind][:, order[0]], atol=1e-5)
+    for kind in (NORMAL, PACKED):
+        assert torch.allclose(varied[0, :, kind], plain[0, :, kind], atol=CLOSE)
+    lights = torch.rand(2, 3, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = recoloured.environment(lights)
+    assert torch.equal(seen[0, :, :2], lights[0, :, :2, order[0]])
+    assert torch.equal(seen[:, :, 2], lights[:, :, 2])
+
+
+def test_exposure_scales_linear_video_and_leaves_burnt_pixels() -> None:
+    clips = torch.full((2, 1, len(IMAGES), 3, 8, 8), 128, dtype=torch.uint8)
+    clips[:, :, PACKED, 0] = 255
+    clips[:, :, RGB, :, :, 4:] = 255
+    varied = replace(none(), exposure=torch.tensor([0.5, 1.0])).images(clips)
+    plain = clips.float() / 255
+    assert torch.allclose(srgb_eotf(varied[0, :, RGB, :, :, :4]), 0.5 * srgb_eotf(plain[0, :, RGB, :, :, :4]), atol=1e-5)
+    assert torch.allclose(varied[0, :, RGB, :, :, 4:], torch.ones(()), atol=1e-5)
+    assert torch.allclose(varied[:, :, BASE], plain[:, :, BASE], atol=1e-5)
+    assert torch.allclose(varied[1], plain[1], atol=1e-5)
+
+
+def test_a_window_shows_its_part_in_every_image_alike(clips: torch.Tensor) -> None:
+    """Half the side around the middle of the right half: the values found there by hand."""
+    window = replace(none(), side=torch.tensor([0.5, 1.0]), centre=torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
+    varied = window.images(clips)
+    part = clips[0].float()[..., 8:24, 16:32] / 255
+    expected = torch.nn.functional.interpolate(part.flatten(0, 1), size=(32, 32), mode="bilinear").unflatten(0, (3, 4))
+    for kind in (RGB, BASE, NORMAL):  # the outermost ring interpolates with pixels that `part` no longer has
+        assert torch.allclose(varied[0, :, kind, :, 1:-1, 1:-1], expected[:, kind, :, 1:-1, 1:-1], atol=1e-5)
+
+
+def test_depth_stays_relative_to_what_the_window_shows() -> None:
+    clips = torch.zeros(2, 1, len(IMAGES), 3, 32, 32, dtype=torch.uint8)
+    clips[:, :, PACKED, 0] = torch.linspace(0, 250, 32).round().to(torch.uint8)
+    clips[:, :, PACKED, 0, :4] = 255  # background
+    window = replace(none(), side=torch.full((2,), 0.5))
+    depth = window.images(clips)[0, 0, PACKED, 0]
+    assert depth[8:].min() == 0.0 and depth[8:].max() == 1.0
+    whole = none().images(clips)[0, 0, PACKED, 0]
+    assert torch.equal(whole[:3], torch.ones(3, 32))
+    assert torch.allclose(whole[5:], torch.linspace(0, 1, 32).expand(27, 32), atol=2 / 255)  # two roundings to 8 bits
+
+
+def test_drawn_variations_stay_in_their_ranges_and_follow_the_generator() -> None:
+    drawn = Variation.draw(4000, torch.Generator().manual_seed(5))
+    again = Variation.draw(4000, torch.Generator().manual_seed(5))
+    assert torch.equal(drawn.centre, again.centre) and torch.equal(drawn.order, again.order)
+    assert drawn.side.min() >= LEAST_ZOOM and drawn.side.max() <= 1
+    # A window never reaches farther beyond the frame than the margin.
+    assert (drawn.centre.abs().amax(dim=1) + drawn.side - 1).max() <= 2 * MARGIN + 1e-6
+    stops = drawn.exposure.log2()
+    assert stops.min() >= EXPOSURE_STOPS[0] and stops.max() <= EXPOSURE_STOPS[1]
+    assert torch.equal(drawn.order.sort(dim=1).values, torch.arange(3).expand(4000, 3))
+    # Three standard errors of a share of one half over 4000 draws are 0.024.
+    assert drawn.mirrored.float().mean().item() == pytest.approx(0.5, abs=0.024)
