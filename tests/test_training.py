@@ -15,7 +15,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.training import TrainOptions, assemble, checkpoint, loop
 from diffusion_renderer.training import presets as presets_module
 from diffusion_renderer.training.autoencoder import VaeStage
-from diffusion_renderer.training.data import IMAGES, FrameStore, concatenate, load_frames, store_clips
+from diffusion_renderer.training.data import FrameStore, concatenate, load_frames, store_clips
 from diffusion_renderer.training.environment import EnvStage
 from diffusion_renderer.training.presets import TINY
 from diffusion_renderer.training.renderers import ForwardStage, InverseStage

@@ -22,7 +22,8 @@ from diffusion_renderer.cli.session import (
     read_shot,
 )
 from diffusion_renderer.cli.values import flatten
-from diffusion_renderer.core.types import DEFAULT_BUFFERS, GBuffer
+from diffusion_renderer.core.sources import GBufferSource
+from diffusion_renderer.core.types import DEFAULT_BUFFERS
 from diffusion_renderer.editing import Shot, distinct_names, relit_name
 from diffusion_renderer.io.layout import clip_name
 
@@ -60,9 +61,9 @@ def run_forward(options: Forward, progress: Progress) -> None:
         pending = [(result, light) for result, light in zip(results, lights, strict=True) if not session.is_complete(result)]
         if not pending:
             return
-        gbuffer = io.read_gbuffer(paths[index])
+        gbuffer = played(io.open_gbuffer(paths[index]), shot)
         for result, light in pending:
-            session.make_relit(played(gbuffer, shot), result, light, options, shot)
+            session.make_relit(gbuffer, result, light, options, shot)
 
     each(names, work, progress)
 
@@ -107,12 +108,12 @@ def relight_clip(session: Session, path: Path, source: Result, tasks: Sequence[T
     results = [session.relit_result(task.name, source.key, task.light, task.lighting) for task in tasks]
     pending = [(result, task) for result, task in zip(results, tasks, strict=True) if not session.is_complete(result)]
     has_frames = bool(FRAME_FORMATS & set(session.formats))
-    gbuffer: GBuffer | None = None
+    gbuffer: GBufferSource | None = None
     if not complete or (pending and not has_frames):
-        gbuffer = session.make_gbuffers(path, source, [task.shot for task in tasks])
+        gbuffer = session.make_gbuffers(path, source, [task.shot for task in tasks], keep=bool(pending) and not has_frames)
+    if pending and has_frames:
+        gbuffer = replace(io.open_gbuffer(session.out / source.name), name=source.name)
     for result, task in pending:
-        if gbuffer is None or has_frames:
-            gbuffer, has_frames = replace(io.read_gbuffer(session.out / source.name), name=source.name), False
         session.make_relit(gbuffer, result, task.light, task.lighting, task.shot)
 
 
@@ -123,7 +124,7 @@ def frames_needed(options: Relight) -> int | None:
     return max(options.frames, options.static_frame + 1)
 
 
-def played(gbuffer: GBuffer, shot: Shot) -> GBuffer:
+def played(gbuffer: GBufferSource, shot: Shot) -> GBufferSource:
     """The frames asked for; all of them when one is held, for then their number is that of the result."""
     return gbuffer if shot.static_frame is not None or shot.frames is None else gbuffer[: shot.frames]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,14 @@ from diffusion_renderer.cli.progress import Progress
 from diffusion_renderer.cli.record import Result, fingerprint
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
+from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import BUFFERS, Camera, EnvironmentMap, GBuffer
 from diffusion_renderer.editing import (
-    Forward,
-    Inverse,
     LightOptions,
     Shot,
     distinct_names,
     light_scale,
-    relight_gbuffer,
+    play,
     scaled,
 )
 from diffusion_renderer.models import Kind, check_kind
@@ -50,11 +50,11 @@ class Models:
     device: str | None = None
 
     @cached_property
-    def inverse(self) -> Inverse:
+    def inverse(self) -> pipelines.InverseRenderer:
         return pipelines.load_inverse(self.inverse_name, device=self.device)
 
     @cached_property
-    def forward(self) -> Forward:
+    def forward(self) -> pipelines.ForwardRenderer:
         return pipelines.load_forward(self.forward_name, device=self.device)
 
     def check(self, *kinds: Kind) -> None:
@@ -111,41 +111,63 @@ class Session:
         self._report(result.name, "rgb" if result.kind == "relit" else "*")
         return True
 
-    def make_gbuffers(self, path: Path, result: Result, shots: Sequence[Shot] = ()) -> GBuffer:
-        """Estimate and write the G-buffers of the clip at ``path``; ``shots`` that do not fit its length are refused first."""
-        frames, buffers = result.made_from["frames"], tuple(result.made_from["buffers"])
+    def make_gbuffers(self, path: Path, result: Result, shots: Sequence[Shot] = (), *, keep: bool = False) -> GBuffer | None:
+        """Estimate and write the G-buffers of the clip at ``path``; ``shots`` that do not fit its length are refused first.
+
+        They are written as they are decoded and not held in memory, unless ``keep`` asks for them.
+        """
+        buffers = tuple(result.made_from["buffers"])
         self.progress.subject = result.name
-        clip = replace(io.read_clip(path, frames=frames), name=result.name)
+        clip = replace(io.open_clip(path, frames=result.made_from["frames"]), name=result.name)
         for shot in shots:
             shot.rotations(len(clip))
-        gbuffer = self.models.inverse(clip, buffers=buffers, **self._call_options())
-        gbuffer = replace(gbuffer, name=result.name, fps=clip.fps)
-        self.progress.say("writing G-buffers")
-        files = frame_names(result.name, len(gbuffer), buffers, self.formats, "gbuffer")
-        if gbuffer.mask is not None and "png" in self.formats:
-            files += frame_names(result.name, len(gbuffer), ("mask",), ("png",), "")
-        result.write(files, lambda: io.write_gbuffer(gbuffer, self.out, formats=self.formats, buffers=buffers))
-        self._report(result.name, "*")
-        return gbuffer
+        pieces = self.models.inverse.stream(clip, buffers=buffers, **self._call_options())
+        first = next(pieces)  # the network is done with the whole clip: from here on files are written
+        files = frame_names(result.name, len(clip), buffers, self.formats, "gbuffer")
+        if first.mask is not None and "png" in self.formats:
+            files += frame_names(result.name, len(clip), ("mask",), ("png",), "")
+        kept: list[GBuffer] = []
 
-    def make_relit(self, gbuffer: GBuffer, result: Result, light: Light, lighting: Lighting, shot: Shot) -> None:
+        def write() -> None:
+            # Estimated depth is relative already.
+            with io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers, (0.0, 1.0)) as writer:
+                for piece in self._counted(chain([first], pieces), len(clip), "writing G-buffers"):
+                    writer.write(piece)
+                    if keep:
+                        kept.append(piece)
+
+        result.write(files, write)
+        self._report(result.name, "*")
+        return GBuffer.join(kept, len(clip)) if keep else None
+
+    def make_relit(self, gbuffer: GBufferSource, result: Result, light: Light, lighting: Lighting, shot: Shot) -> None:
         """Render and write a clip under one light."""
         self.progress.subject = result.name
         options = {**self._call_options(), "guidance": lighting.guidance, "lora_scale": lighting.lora_scale}
         forward = self.models.forward
         environment = scaled(light.environment, self._scale(light.environment, lighting.light_scale, forward))
-        clip = relight_gbuffer(gbuffer, environment, forward, shot, **options)
-        clip = replace(clip, name=result.name, fps=gbuffer.fps)
-        self.progress.say("writing frames")
+        gbuffer, rotations = play(gbuffer, shot)
+        pieces = forward.stream(gbuffer, environment, rotations=rotations, **options)
+        first = next(pieces)
 
         def write() -> None:
-            io.write_clip(clip, self.out, formats=self.formats)
+            with io.ClipWriter(self.out, result.name, gbuffer.fps, self.formats) as writer:
+                for piece in self._counted(chain([first], pieces), len(gbuffer), "writing frames"):
+                    writer.write(piece)
             if shot.camera is not None:
                 io.write_cameras(shot.camera, self.out / result.name / "cameras.json")
 
-        files = frame_names(result.name, len(clip), ("rgb",), self.formats, "rgb")
+        files = frame_names(result.name, len(gbuffer), ("rgb",), self.formats, "rgb")
         result.write([*files, f"{result.name}/cameras.json"] if shot.camera is not None else files, write)
         self._report(result.name, "rgb")
+
+    def _counted(self, pieces: Iterator[Any], total: int, what: str) -> Iterator[Any]:
+        """The pieces, each reported when it has been used."""
+        done = 0
+        for piece in pieces:
+            yield piece
+            done += len(piece)
+            self.progress(done, total, what)
 
     def _scale(self, environment: EnvironmentMap, wanted: Any, forward: Any) -> float:
         if isinstance(wanted, float):

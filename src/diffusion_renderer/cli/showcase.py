@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import diffusion_renderer
@@ -41,9 +42,20 @@ class Truth:
 
 @dataclass(frozen=True)
 class Shown:
-    """One clip's results, read back from their files."""
+    """One clip's results, read back from their files.
+
+    Without ground truth only the frames of the contact sheet are held, however long the clip; with it, all of them.
+
+    Attributes
+    ----------
+    frames, size : of the whole clip.
+    picks : which of the frames held are shown on the sheet.
+    """
 
     name: str
+    frames: int
+    size: tuple[int, int]
+    picks: tuple[int, ...]
     clip: Clip
     gbuffer: GBuffer
     relit: dict[str, tuple[str, Clip]]
@@ -113,18 +125,37 @@ def make_tasks(base: Relight, lights: Sequence[Light], names: Sequence[str]) -> 
 
 def collect(out: Path, name: str, path: Path, tasks: Sequence[Task], frames: int | None, assets: Path | None) -> Shown:
     """Read a clip's results back; the ground truth too when the clip is the package's."""
-    clip = replace(io.read_clip(path, frames=frames), name="input")
-    io.write_clip(clip, out / PAGE_MEDIA / name, formats=("mp4",))
-    relit = {task.light.name: (task.name, io.read_clip(out / task.name)) for task in tasks}
+    clip = io.open_clip(path, frames=frames)
+    io.write_video(out / PAGE_MEDIA / name / "input.rgb.mp4", clip.images(), clip.fps)
+    count = len(clip)
+    picks = sorted({round(index * (count - 1) / (SHEET_COLUMNS - 1)) for index in range(SHEET_COLUMNS)})
+    held = picks if assets is None else list(range(count))
+    gbuffer = io.open_gbuffer(out / name)
+    relit = {task.light.name: (task.name, frames_of(io.open_clip(out / task.name), held)) for task in tasks}
     truth = None
     if assets is not None:
         pictures = {task.light.name: assets / "relit" / task.light.name for task in tasks}
         truth = Truth(
-            io.read_gbuffer(assets / "clip")[: len(clip)],
-            {light: io.read_clip(folder, frames=len(clip)) for light, folder in pictures.items() if folder.is_dir()},
+            io.read_gbuffer(assets / "clip")[:count],
+            {light: io.read_clip(folder, frames=count) for light, folder in pictures.items() if folder.is_dir()},
         )
         write_truth(truth, out / PAGE_MEDIA / name)
-    return Shown(name, clip, io.read_gbuffer(out / name), relit, truth)
+    return Shown(
+        name=name,
+        frames=count,
+        size=clip.size,
+        picks=tuple(held.index(pick) for pick in picks),
+        clip=frames_of(clip, held),
+        gbuffer=GBuffer.join((next(gbuffer[pick : pick + 1].chunks(1)) for pick in held), len(held)),
+        relit=relit,
+        truth=truth,
+    )
+
+
+def frames_of(clip: io.ClipFile, held: Sequence[int]) -> Clip:
+    """Some frames of a clip."""
+    kept = [image for index, image in enumerate(clip.images()) if index in set(held)]
+    return Clip(torch.stack(kept), clip.fps, clip.name)
 
 
 def write_truth(truth: Truth, folder: Path) -> None:
@@ -166,8 +197,7 @@ def write_sheet(path: Path, shown: Sequence[Shown]) -> Path:
     rows: list[tuple[str, list[Tensor]]] = []
     for item in shown:
         prefix = f"{item.name}: " if len(shown) > 1 else ""
-        count = len(item.clip)
-        picks = sorted({round(index * (count - 1) / (SHEET_COLUMNS - 1)) for index in range(SHEET_COLUMNS)})
+        picks = item.picks
         rows.append((f"{prefix}input", [item.clip.frames[pick] for pick in picks]))
         for name in DEFAULT_BUFFERS:
             for label, gbuffer in _with_truth(name, item.gbuffer, item.truth and item.truth.gbuffer):
@@ -189,7 +219,7 @@ def write_page(path: Path, shown: Sequence[Shown], lights: Sequence[Light], out:
     for light in lights:
         io.write_image(panoramas[light.name], srgb_oetf(light.environment.radiance))
     sections = [section for item in shown for section in clip_sections(item, panoramas, out)]
-    frames = sum(len(item.clip) for item in shown)
+    frames = sum(item.frames for item in shown)
     text = f"{frames} frames, {len(DEFAULT_BUFFERS)} buffers, {len(lights)} lights, in {took}. All videos play together."
     return io.write_page(
         path, "DiffusionRenderer: a video, its G-buffers, and the video under other lights", sections, text=text
@@ -212,7 +242,7 @@ def clip_sections(item: Shown, panoramas: dict[str, Path], out: Path) -> list[io
         ]
     numbers = errors(item)
     table = io.Table(("", "metric", "value"), numbers, "Against the ground truth") if numbers else None
-    size = f"{item.clip.size[0]} x {item.clip.size[1]}, {len(item.clip)} frames"
+    size = f"{item.size[0]} x {item.size[1]}, {item.frames} frames"
     lights = [io.Figure(name, path, "turns once" if "rotating" in name else "") for name, path in panoramas.items()]
     return [
         io.Section(f"{item.name}: input", [io.Figure("input", folder / "input.rgb.mp4", size)]),

@@ -15,29 +15,33 @@ from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.types import BUFFER_CHANNELS
 
 
-def relative_depth(depth: Float[Tensor, "frames 1 height width"]) -> Float[Tensor, "frames 1 height width"]:
+def relative_depth(
+    depth: Float[Tensor, "frames 1 height width"], depth_range: tuple[float, float] | None = None
+) -> Float[Tensor, "frames 1 height width"]:
     """``(d - d_min) / (d_max - d_min)`` over the clip's finite pixels: near 0, far 1, background (not finite) 1.
 
-    A clip without any finite depth, or of one constant depth, has no scale: its surface pixels become 0.
+    ``depth_range`` is (d_min, d_max) of the whole clip where ``depth`` is only a part of it; see `GBuffer.depth_range`. A clip
+    without any finite depth, or of one constant depth, has no scale: its surface pixels become 0.
     """
     valid = torch.isfinite(depth)
     if not valid.any():
         return torch.ones_like(depth)
-    near, far = depth[valid].min(), depth[valid].max()
+    near, far = depth_range or (float(depth[valid].min()), float(depth[valid].max()))
     scaled = (depth - near) / (far - near) if far > near else torch.zeros_like(depth)
     return torch.where(valid, scaled, torch.ones_like(depth)).clamp(0.0, 1.0)
 
 
 def encode_buffer(
-    name: str, value: Float[Tensor, "frames channels height width"]
+    name: str, value: Float[Tensor, "frames channels height width"], depth_range: tuple[float, float] | None = None
 ) -> Float[Tensor, "frames channels height width"]:
-    """Memory to encoded image in [0, 1], channels unchanged. ``name`` is one of `BUFFERS`."""
+    """Memory to encoded image in [0, 1], channels unchanged. ``name`` is one of `BUFFERS`; for ``depth_range`` see
+    `relative_depth`."""
     if name in ("basecolor", "diffuse_albedo"):
         return srgb_oetf(value)
     if name == "normal":
         return (0.5 * value + 0.5).clamp(0.0, 1.0)
     if name == "depth":
-        return relative_depth(value)
+        return relative_depth(value, depth_range)
     return value.clamp(0.0, 1.0)
 
 
@@ -60,7 +64,9 @@ def decode_buffer(
     return image
 
 
-def network_image(name: str, value: Float[Tensor, "frames channels height width"]) -> Float[Tensor, "frames 3 height width"]:
+def network_image(
+    name: str, value: Float[Tensor, "frames channels height width"], depth_range: tuple[float, float] | None = None
+) -> Float[Tensor, "frames 3 height width"]:
     """Memory to the three-channel network image in [0, 1]."""
-    image = encode_buffer(name, value)
+    image = encode_buffer(name, value, depth_range)
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image

@@ -27,12 +27,14 @@ def embedding_index(group: tuple[str, ...]) -> int:
     return BUFFERS.index(group[0]) if len(group) == 1 else len(BUFFERS) + PACKS.index(group)
 
 
-def pack_image(gbuffer: GBuffer, group: tuple[str, ...]) -> Float[Tensor, "frames 3 height width"]:
-    """The network image in [0, 1] of a group; its buffers must be present."""
+def pack_image(
+    gbuffer: GBuffer, group: tuple[str, ...], depth_range: tuple[float, float] | None = None
+) -> Float[Tensor, "frames 3 height width"]:
+    """The network image in [0, 1] of a group; its buffers must be present. For ``depth_range`` see `relative_depth`."""
     gbuffer.require(group)
     if len(group) == 1:
-        return network_image(group[0], getattr(gbuffer, group[0]))
-    return torch.cat([encode_buffer(name, getattr(gbuffer, name)) for name in group], dim=1)
+        return network_image(group[0], getattr(gbuffer, group[0]), depth_range)
+    return torch.cat([encode_buffer(name, getattr(gbuffer, name), depth_range) for name in group], dim=1)
 
 
 def unpack_image(group: tuple[str, ...], image: Float[Tensor, "frames 3 height width"]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ and writing are done by the `io` layer, which plugs itself in through `core.pers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,23 @@ class Clip:
 
     def __getitem__(self, index: slice) -> Clip:
         return replace(self, frames=self.frames[index])
+
+    def chunks(self, frames: int) -> Iterator[Clip]:
+        """The clip in pieces of at most ``frames`` frames; see `core.sources.ClipSource`."""
+        return (self[start : start + frames] for start in range(0, len(self), frames))
+
+    @classmethod
+    def join(cls, parts: Iterable[Clip], frames: int) -> Clip:
+        """The clip of ``frames`` frames that ``parts`` are the pieces of; each is let go as it is copied."""
+        start, whole = 0, torch.empty(0)
+        for part in parts:
+            if start == 0:
+                whole = part.frames.new_empty(frames, *part.frames.shape[1:])
+            whole[start : start + len(part)] = part.frames
+            start += len(part)
+        if start != frames:
+            raise ValueError(f"pieces of {frames} frames were promised, {start} came")
+        return cls(whole, part.fps, part.name)
 
     @classmethod
     def read(cls, path: str | Path, **options: Any) -> Clip:
@@ -117,6 +134,31 @@ class GBuffer:
 
     def __getitem__(self, index: slice) -> GBuffer:
         return replace(self, **{name: tensor[index] for name, tensor in self.tensors()})
+
+    def chunks(self, frames: int) -> Iterator[GBuffer]:
+        """The G-buffers in pieces of at most ``frames`` frames; see `core.sources.GBufferSource`."""
+        return (self[start : start + frames] for start in range(0, len(self), frames))
+
+    def depth_range(self) -> tuple[float, float] | None:
+        """Smallest and largest finite depth of the clip; None without one."""
+        if self.depth is None or not (valid := torch.isfinite(self.depth)).any():
+            return None
+        return float(self.depth[valid].min()), float(self.depth[valid].max())
+
+    @classmethod
+    def join(cls, parts: Iterable[GBuffer], frames: int) -> GBuffer:
+        """The G-buffers of ``frames`` frames that ``parts`` are the pieces of; each is let go as it is copied."""
+        whole: dict[str, Tensor] = {}
+        start = 0
+        for part in parts:
+            for name, tensor in part.tensors():
+                if name not in whole:
+                    whole[name] = tensor.new_empty(frames, *tensor.shape[1:])
+                whole[name][start : start + len(part)] = tensor
+            start += len(part)
+        if start != frames:
+            raise ValueError(f"pieces of {frames} frames were promised, {start} came")
+        return cls(**whole, fps=part.fps, name=part.name)
 
     def require(self, names: tuple[str, ...]) -> None:
         """Raise InputError when one of ``names`` is absent."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.sources import ClipSource, GBufferSource
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.editing.lighting import LightOptions, light_rotations
 from diffusion_renderer.editing.names import distinct_names, relit_name
@@ -71,28 +72,34 @@ class Relit:
     clips: tuple[Clip, ...]
 
 
-def hold_frame(gbuffer: GBuffer, index: int, frames: int) -> GBuffer:
+def hold_frame(gbuffer: GBufferSource, index: int, frames: int) -> GBuffer:
     """G-buffers of ``frames`` frames that all show frame ``index``. Memory is that of one frame."""
     if not 0 <= index < len(gbuffer):
         raise InputError(f"a frame from 0 to {len(gbuffer) - 1} of {gbuffer.name}", f"frame {index}", "give another one")
-    held = {name: tensor[index : index + 1].expand(frames, -1, -1, -1) for name, tensor in gbuffer.tensors()}
-    return replace(gbuffer, **held)
+    frame = next(gbuffer[index : index + 1].chunks(1))
+    return replace(frame, **{name: tensor.expand(frames, -1, -1, -1) for name, tensor in frame.tensors()})
 
 
-def relight_gbuffer(gbuffer: GBuffer, light: EnvironmentMap, forward: Forward, shot: Shot, **options: Any) -> Clip:
+def relight_gbuffer(gbuffer: GBufferSource, light: EnvironmentMap, forward: Forward, shot: Shot, **options: Any) -> Clip:
     """The shot that G-buffers show, under ``light``.
 
     ``options`` go to the forward renderer (steps, guidance, lora_scale, seed, size, progress). Raises InputError when a buffer
     is missing, the held frame does not exist or the cameras do not match the frames.
     """
-    rotations = shot.rotations(len(gbuffer))
-    if shot.static_frame is not None:
-        gbuffer = hold_frame(gbuffer, shot.static_frame, len(rotations))
+    gbuffer, rotations = play(gbuffer, shot)
     return forward(gbuffer, light, rotations=rotations, **options)
 
 
+def play(gbuffer: GBufferSource, shot: Shot) -> tuple[GBufferSource, Float[Tensor, "_frames 3 3"]]:
+    """The G-buffers of the result, a held frame repeated, and the light's rotation in each of its frames."""
+    rotations = shot.rotations(len(gbuffer))
+    if shot.static_frame is not None:
+        return hold_frame(gbuffer, shot.static_frame, len(rotations)), rotations
+    return gbuffer, rotations
+
+
 def relight(
-    clip: Clip,
+    clip: ClipSource,
     lights: Sequence[EnvironmentMap],
     inverse: Inverse,
     forward: Forward,

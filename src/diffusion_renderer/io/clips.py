@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import Clip
 from diffusion_renderer.io.images import IMAGE_SUFFIXES, in_parallel, read_rgb, to_tensor, write_image
 from diffusion_renderer.io.layout import FORMATS, clip_name, clip_rate, existing, frame_files, list_clips, no_frames, note_rate
-from diffusion_renderer.io.video import VIDEO_SUFFIXES, WRITTEN_SUFFIXES, iter_video, video_rate, write_video
+from diffusion_renderer.io.video import VIDEO_SUFFIXES, WRITTEN_SUFFIXES, VideoWriter, iter_video, video_rate, write_video
 
 
 def read_clip(path: str | Path, *, frames: int | None = None) -> Clip:
@@ -30,7 +33,7 @@ def read_clip(path: str | Path, *, frames: int | None = None) -> Clip:
     frames : read only this many frames from the start; what comes after is not even opened.
 
     Raises InputError for anything unreadable, frames of different sizes, and folders holding several clips (`list_clips`).
-    The whole clip is held in memory, 12 bytes per pixel and frame; `iter_frames` streams.
+    The whole clip is held in memory, 12 bytes per pixel and frame; `open_clip` reads a few frames at a time.
     """
     path = Path(path)
     if frames is not None and frames < 1:
@@ -60,6 +63,96 @@ def iter_frames(path: str | Path) -> Iterator[Float[Tensor, "3 height width"]]:
             yield _to_unit(pixels)
 
 
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip that stays in its file; see `open_clip`.
+
+    Attributes
+    ----------
+    path : as for `read_clip`.
+    frames : only this many, from the start; None for all.
+    """
+
+    path: Path
+    fps: float
+    name: str
+    frames: int | None = None
+
+    @cached_property
+    def _extent(self) -> tuple[int, tuple[int, int]]:
+        """Frames and size. A video is decoded to know: what its header says is often wrong, and damage shows at once."""
+        if self.path.is_dir():
+            files = frame_files(self.path)[: self.frames]
+            first = read_rgb(files[0])
+            return len(files), (first.shape[2], first.shape[1])
+        count, size = 0, (0, 0)
+        for image in self.images():
+            count, size = count + 1, (image.shape[2], image.shape[1])
+        return count, size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self._extent[1]
+
+    def __len__(self) -> int:
+        return self._extent[0]
+
+    def images(self) -> Iterator[Float[Tensor, "3 height width"]]:
+        """The frames, one at a time."""
+        return islice(iter_frames(self.path), self.frames)
+
+    def chunks(self, frames: int) -> Iterator[Clip]:
+        """The clip in pieces of at most ``frames`` frames."""
+        images = self.images()
+        while piece := list(islice(images, frames)):
+            yield Clip(torch.stack(piece), self.fps, self.name)
+
+
+def open_clip(path: str | Path, *, frames: int | None = None) -> ClipFile:
+    """A clip of any length, read a few frames at a time: what `read_clip` reads, as a `core.sources.ClipSource`."""
+    if frames is not None and frames < 1:
+        raise InputError("a number of frames of 1 or more", str(frames), "give --frames N with N >= 1, or leave it out")
+    path = _one_clip(Path(path))
+    if path.is_dir():
+        rate = clip_rate(path)
+    else:
+        rate = 24.0 if path.suffix.lower() in IMAGE_SUFFIXES else video_rate(path)
+    return ClipFile(path, rate, clip_name(path), frames)
+
+
+class ClipWriter:
+    """Writes a clip piece by piece, as `write_clip` does into a folder. A context manager: videos appear when it succeeds."""
+
+    def __init__(self, path: str | Path, name: str, fps: float, formats: Sequence[str] = ("png",)) -> None:
+        for suffix in formats:
+            check_name("output format", suffix, FORMATS)
+        self.folder, self._fps, self._count = Path(path) / name, fps, 0
+        self._suffixes = [suffix for suffix in ("png", "exr") if suffix in formats]
+        self._video = VideoWriter(Path(path) / f"{name}.rgb.mp4", fps) if "mp4" in formats else None
+
+    def __enter__(self) -> ClipWriter:
+        return self
+
+    def write(self, clip: Clip) -> None:
+        """Append frames."""
+        jobs = (
+            (self.folder / f"{self._count + index:04d}.rgb.{suffix}", frame)
+            for suffix in self._suffixes
+            for index, frame in enumerate(clip.frames)
+        )
+        in_parallel(lambda job: write_image(*job), jobs)
+        for frame in clip.frames if self._video else ():
+            self._video.write(frame)
+        self._count += len(clip)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None and self._suffixes:
+            note_rate(self.folder, self._fps)
+        if self._video is not None:
+            self._video.__exit__(kind, error, trace)
+
+
 def write_clip(clip: Clip, path: str | Path, *, formats: Sequence[str] = ("png",)) -> Path:
     """Write a clip; returns the file or folder written.
 
@@ -82,17 +175,9 @@ def write_clip(clip: Clip, path: str | Path, *, formats: Sequence[str] = ("png",
                 f"one frame for {path.name}", f"{len(clip)} frames", "write a folder or an .mp4, or choose one frame"
             )
         return write_image(path, clip.frames[0])
-    for name in formats:
-        check_name("output format", name, FORMATS)
-    folder = path / clip.name
-    for suffix in ("png", "exr"):
-        if suffix in formats:
-            jobs = ((folder / f"{index:04d}.rgb.{suffix}", frame) for index, frame in enumerate(clip.frames))
-            in_parallel(lambda job: write_image(*job), jobs)
-            note_rate(folder, clip.fps)
-    if "mp4" in formats:
-        write_video(path / f"{clip.name}.rgb.mp4", clip.frames, clip.fps)
-    return folder if {"png", "exr"} & set(formats) else path
+    with ClipWriter(path, clip.name, clip.fps, formats) as writer:
+        writer.write(clip)
+    return writer.folder if {"png", "exr"} & set(formats) else path
 
 
 def _one_clip(path: Path) -> Path:

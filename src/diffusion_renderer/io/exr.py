@@ -14,6 +14,17 @@ from diffusion_renderer.io.atomic import atomic_path
 #: The largest finite half float: larger values would become infinite in a file.
 HALF_MAX = 65504.0
 
+#: Channel letters of each buffer's EXR layer, the ones we write first.
+LAYER_LETTERS = {
+    "basecolor": ("RGB",),
+    "normal": ("XYZ", "RGB"),
+    "depth": ("Z", "Y", "V", "R"),
+    "roughness": ("Y", "V", "R", "X"),
+    "metallic": ("Y", "V", "R", "X"),
+    "diffuse_albedo": ("RGB",),
+    "mask": ("Y", "V", "R", "A"),
+}
+
 
 def read_exr(path: Path) -> dict[str, np.ndarray]:
     """All channels of the first part, float32 ``height width``, keyed by full name such as ``basecolor.R``.

@@ -1,24 +1,26 @@
-"""G-buffers: PNG per buffer, multi-layer or one-buffer EXR, videos."""
+"""Reading G-buffers: PNG per buffer, multi-layer or one-buffer EXR, videos."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import decode_buffer, encode_buffer
+from diffusion_renderer.core.encoding import decode_buffer
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS, GBuffer
-from diffusion_renderer.io.exr import layer, read_exr, write_exr
-from diffusion_renderer.io.images import in_parallel, read_image, to_tensor, write_image
+from diffusion_renderer.io.exr import LAYER_LETTERS, layer, read_exr
+from diffusion_renderer.io.images import in_parallel, read_image, to_tensor
 from diffusion_renderer.io.layout import (
-    FORMATS,
     BufferFile,
     buffer_files,
     buffer_videos,
@@ -28,22 +30,8 @@ from diffusion_renderer.io.layout import (
     list_gbuffers,
     natural_key,
     no_buffers,
-    note_rate,
 )
-from diffusion_renderer.io.video import iter_video, video_rate, write_video
-
-#: Channel letters of each buffer's EXR layer, the ones we write first.
-LAYER_LETTERS = {
-    "basecolor": ("RGB",),
-    "normal": ("XYZ", "RGB"),
-    "depth": ("Z", "Y", "V", "R"),
-    "roughness": ("Y", "V", "R", "X"),
-    "metallic": ("Y", "V", "R", "X"),
-    "diffuse_albedo": ("RGB",),
-    "mask": ("Y", "V", "R", "A"),
-}
-#: Bits per channel in PNG: 8 would show steps in depth.
-PNG_BITS = {"depth": 16}
+from diffusion_renderer.io.video import iter_video, video_rate
 
 
 def read_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None) -> GBuffer:
@@ -58,78 +46,125 @@ def read_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None) -> G
 
     Raises InputError for unknown or missing buffers, missing frames, different sizes, NaN in an EXR.
     """
-    for name in buffers or ():
-        check_name("buffer", name, BUFFERS)
-    wanted = tuple(buffers or BUFFERS)
-    folder = _one_set(Path(path))
-    files = buffer_files(folder) if folder.is_dir() else []
-    if files:
-        tensors = _read_files(folder, files, wanted)
-        rate = clip_rate(folder)
-    else:
-        videos = {name: video for name, video in buffer_videos(folder).items() if name in wanted}
-        tensors = {name: _read_video(name, video) for name, video in videos.items()}
-        rate = video_rate(next(iter(videos.values()))) if videos else 24.0
-    _check_sizes(folder, tensors)
-    gbuffer = GBuffer(**_with_mask(tensors), fps=rate, name=clip_name(folder))
+    source = open_gbuffer(path, buffers=buffers)
+    tensors = source.read(slice(0, len(source)))
+    gbuffer = GBuffer(**_with_mask(tensors), fps=source.fps, name=source.name)
     gbuffer.require(tuple(buffers or ()))
     return gbuffer
 
 
-def write_gbuffer(
-    gbuffer: GBuffer, path: str | Path, *, formats: Sequence[str] = ("png",), buffers: Sequence[str] | None = None
-) -> Path:
-    """Write G-buffers under the folder ``path``; returns the folder of frames, or ``path`` when there are only videos.
+@dataclass(frozen=True)
+class GBufferFiles:
+    """G-buffers that stay in their files; see `open_gbuffer`. The pieces that it gives have no mask.
 
-    ``formats`` picks from ``png`` (``<path>/<name>/0000.<buffer>.png``, 8 bits, relative depth 16 bits), ``exr``
-    (``<path>/<name>/0000.gbuffer.exr``: half-float layers, linear, depth as it is) and ``mp4``
-    (``<path>/<name>.<buffer>.mp4``). The mask, when known, goes with PNG and EXR. ``buffers`` limits what is written. Every
-    file is written under a temporary name first.
+    Attributes
+    ----------
+    folder : the folder of frames, or the common name of the videos.
+    keys : names of the frames, in order.
+    files : the files of each frame; empty when there are only videos.
+    wanted : buffers to read where they are there.
     """
-    for name in formats:
-        check_name("output format", name, FORMATS)
+
+    folder: Path
+    keys: tuple[str, ...]
+    files: tuple[tuple[BufferFile, ...], ...]
+    wanted: tuple[str, ...]
+    fps: float
+    name: str
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: slice) -> GBufferFiles:
+        start, _, step = index.indices(len(self))
+        if step != 1:
+            raise ValueError("frames in a row, step 1")
+        return replace(self, keys=self.keys[index], files=self.files[index], first=self.first + start)
+
+    @cached_property
+    def _example(self) -> GBuffer:
+        return GBuffer(**self.read(slice(0, 1)), name=self.name)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self._example.size
+
+    def require(self, names: tuple[str, ...]) -> None:
+        """InputError when one of ``names`` is absent."""
+        self._example.require(names)
+
+    def chunks(self, frames: int) -> Iterator[GBuffer]:
+        """The G-buffers in pieces of at most ``frames`` frames; InputError where they differ in size or buffers."""
+        videos = None if self.files else self._video_chunks(frames)
+        for start in range(0, len(self), frames):
+            tensors = self.read(slice(start, start + frames)) if videos is None else next(videos)
+            tensors.pop("mask", None)
+            piece = GBuffer(**tensors, fps=self.fps, name=self.name)
+            if (piece.size, piece.present) != (self.size, self._example.present):
+                raise InputError(
+                    f"frames of {_described(self._example)} in {self.folder}",
+                    f"{_described(piece)} from frame {self.keys[start]} on",
+                    "write them again, or remove the frames that differ",
+                )
+            yield piece
+
+    def depth_range(self) -> tuple[float, float] | None:
+        """Smallest and largest finite depth; reads depth once more."""
+        if self._example.depth is None:
+            return None
+        ranges = [piece.depth_range() for piece in replace(self, wanted=("depth",)).chunks(16)]
+        known = [each for each in ranges if each is not None]
+        return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+    def read(self, index: slice) -> dict[str, Tensor]:
+        """The tensors of some frames, the mask included where it has files."""
+        if self.files:
+            tensors = _read_files(self.folder, self.keys[index], self.files[index], self.wanted)
+        else:
+            tensors = next(self[index]._video_chunks(len(self.keys[index])), {})
+        _check_sizes(self.folder, tensors)
+        return tensors
+
+    def _video_chunks(self, frames: int) -> Iterator[dict[str, Tensor]]:
+        videos = {name: path for name, path in buffer_videos(self.folder).items() if name in self.wanted}
+        stop = self.first + len(self)
+        streams = {name: islice(iter_video(path), self.first, stop) for name, path in videos.items()}
+        while any(parts := {name: list(islice(stream, frames)) for name, stream in streams.items()}.values()):
+            yield {name: _from_video(name, part) for name, part in zip(streams, parts, strict=True)}
+
+
+def open_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None) -> GBufferFiles:
+    """G-buffers of any length, read a few frames at a time: what `read_gbuffer` reads, as a `core.sources.GBufferSource`.
+
+    Raises InputError for unknown buffers and for frames without the file of a buffer that other frames have.
+    """
     for name in buffers or ():
         check_name("buffer", name, BUFFERS)
-    gbuffer.require(tuple(buffers or ()))
-    names = tuple(buffers or gbuffer.present)
-    if not names or not len(gbuffer):
-        raise InputError("G-buffers to write", f"none in {gbuffer.name}", "keep at least one buffer and one frame")
-    path = Path(path)
-    folder = path / gbuffer.name
-    tensors = {name: getattr(gbuffer, name) for name in names}
-    if "png" in formats:
-        _write_pngs(folder, tensors, gbuffer.mask)
-    if "exr" in formats:
-        layers = tensors if gbuffer.mask is None else {**tensors, "mask": gbuffer.mask.float()}
-        in_parallel(lambda index: _write_layers(folder, index, layers), range(len(gbuffer)))
-    if "mp4" in formats:
-        for name, tensor in tensors.items():
-            image = encode_buffer(name, tensor).expand(-1, 3, -1, -1)
-            write_video(path / f"{gbuffer.name}.{name}.mp4", image, gbuffer.fps)
-    if not {"png", "exr"} & set(formats):
-        return path
-    note_rate(folder, gbuffer.fps)
-    return folder
+    wanted = tuple(buffers or BUFFERS)
+    folder = _one_set(Path(path))
+    by_frame: dict[str, list[BufferFile]] = defaultdict(list)
+    for file in buffer_files(folder) if folder.is_dir() else ():
+        by_frame[file.key].append(file)
+    if by_frame:
+        keys = tuple(sorted(by_frame, key=natural_key))
+        files = tuple(tuple(by_frame[key]) for key in keys)
+        for name in wanted:
+            _check_complete(folder, name, keys, [any(f.kind in (name, "gbuffer") for f in frame) for frame in files])
+        return GBufferFiles(folder, keys, files, wanted, clip_rate(folder), clip_name(folder))
+    videos = {name: video for name, video in buffer_videos(folder).items() if name in wanted}
+    counts = {name: sum(1 for _ in iter_video(video)) for name, video in videos.items()}
+    if len(set(counts.values())) > 1:
+        listing = ", ".join(f"{name} {count} frames" for name, count in counts.items())
+        raise InputError(f"buffers of one size and frame count in {folder}", listing, "write them again")
+    rate = video_rate(next(iter(videos.values()))) if videos else 24.0
+    keys = tuple(f"{index:04d}" for index in range(next(iter(counts.values()), 0)))
+    return GBufferFiles(folder, keys, (), wanted, rate, clip_name(folder))
 
 
-def _write_pngs(folder: Path, tensors: dict[str, Tensor], mask: Bool[Tensor, "frames 1 height width"] | None) -> None:
-    encoded = {name: encode_buffer(name, tensor) for name, tensor in tensors.items()}
-    if mask is not None:
-        encoded["mask"] = mask.float()
-    jobs = (
-        (folder / f"{index:04d}.{name}.png", image, PNG_BITS.get(name, 8))
-        for name, images in encoded.items()
-        for index, image in enumerate(images)
-    )
-    in_parallel(lambda job: write_image(*job), jobs)
-
-
-def _write_layers(folder: Path, index: int, tensors: dict[str, Tensor]) -> None:
-    channels = {}
-    for name, tensor in tensors.items():
-        for letter, pixels in zip(LAYER_LETTERS[name][0], tensor[index].cpu().numpy(), strict=True):
-            channels[f"{name}.{letter}"] = pixels
-    write_exr(folder / f"{index:04d}.gbuffer.exr", channels)
+def _described(gbuffer: GBuffer) -> str:
+    return f"{gbuffer.size[0]}x{gbuffer.size[1]} with {' '.join(gbuffer.present)}"
 
 
 def _one_set(path: Path) -> Path:
@@ -145,32 +180,35 @@ def _one_set(path: Path) -> Path:
     return sets[0]
 
 
-def _read_files(folder: Path, files: list[BufferFile], wanted: tuple[str, ...]) -> dict[str, Tensor]:
-    """All wanted buffers and the mask, each with every frame that any file of the folder names."""
-    by_frame: dict[str, list[BufferFile]] = defaultdict(list)
-    for file in files:
-        by_frame[file.key].append(file)
-    keys = sorted(by_frame, key=natural_key)
-    read = in_parallel(lambda key: _read_frame(by_frame[key], wanted), keys)
+def _read_files(
+    folder: Path, keys: Sequence[str], files: Sequence[Sequence[BufferFile]], wanted: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """All wanted buffers and the mask of some frames."""
+    read = in_parallel(lambda frame: _read_frame(list(frame), wanted), files)
     tensors = {}
     for name in (*wanted, "mask"):
         there = [name in frame for frame in read]
         if (name == "mask" and not all(there)) or not any(there):
             continue
-        missing = [key for key, has in zip(keys, there, strict=True) if not has]
-        if missing:
-            listing = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise InputError(
-                f"every buffer in each of the {len(keys)} frames of {folder}",
-                f"{name} only in {len(keys) - len(missing)} (missing: {listing})",
-                f"add the missing files, or leave {name} out with --buffers",
-            )
+        _check_complete(folder, name, keys, there)
         frames = [frame.pop(name) for frame in read]
         _check_frames(folder, name, keys, [image for image, _ in frames])
         tensors[name] = _assemble(name, frames)
     if not any(name in BUFFERS for name in tensors) and wanted == BUFFERS:
         raise no_buffers(folder)
     return tensors
+
+
+def _check_complete(folder: Path, name: str, keys: Sequence[str], there: Sequence[bool]) -> None:
+    """InputError when some frames, but not all, have a buffer."""
+    missing = [key for key, has in zip(keys, there, strict=True) if not has]
+    if missing and any(there):
+        listing = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise InputError(
+            f"every buffer in each of the {len(keys)} frames of {folder}",
+            f"{name} only in {len(keys) - len(missing)} (missing: {listing})",
+            f"add the missing files, or leave {name} out with --buffers",
+        )
 
 
 def _read_frame(files: list[BufferFile], wanted: tuple[str, ...]) -> dict[str, tuple[Tensor, bool]]:
@@ -225,7 +263,7 @@ def _checked(pixels: np.ndarray, path: Path, name: str) -> Float[Tensor, "channe
     return to_tensor(pixels)
 
 
-def _check_frames(folder: Path, name: str, keys: list[str], images: list[Tensor]) -> None:
+def _check_frames(folder: Path, name: str, keys: Sequence[str], images: list[Tensor]) -> None:
     sizes = {(image.shape[2], image.shape[1]): key for key, image in reversed(list(zip(keys, images, strict=True)))}
     if len(sizes) > 1:
         listing = ", ".join(f"{width}x{height} in frame {key}" for (width, height), key in sizes.items())
@@ -251,9 +289,9 @@ def _to_channels(image: Float[Tensor, "channels height width"], channels: int) -
     return image.expand(channels, -1, -1)
 
 
-def _read_video(name: str, path: Path) -> Tensor:
-    frames = [to_tensor(pixels) / np.iinfo(pixels.dtype).max for pixels in iter_video(path)]
-    return decode_buffer(name, torch.stack([_to_channels(image, BUFFER_CHANNELS[name]) for image in frames]))
+def _from_video(name: str, frames: list[np.ndarray]) -> Tensor:
+    images = [to_tensor(pixels) / np.iinfo(pixels.dtype).max for pixels in frames]
+    return decode_buffer(name, torch.stack([_to_channels(image, BUFFER_CHANNELS[name]) for image in images]))
 
 
 def _check_sizes(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
+from types import TracebackType
 
 import av
 import numpy as np
@@ -66,32 +66,57 @@ def video_rate(path: Path) -> float:
         return float(stream.average_rate or stream.guessed_rate or 24)
 
 
-def write_video(path: str | Path, frames: Iterable[Float[Tensor, "3 height width"]], fps: float) -> Path:
-    """Write frames in [0, 1] as H.264, 4:2:0, tagged BT.709, which every player and browser shows.
+class VideoWriter:
+    """H.264, 4:2:0, tagged BT.709, which every player and browser shows, written a frame at a time.
 
-    An odd width or height grows by one pixel (its edge repeated): 4:2:0 has no odd sizes. The frames are drawn one at a time.
+    Used as a context manager: the file appears when the block succeeds. An odd width or height grows by one pixel (its edge
+    repeated): 4:2:0 has no odd sizes. Raises InputError for another suffix, an impossible rate, and a block without frames.
     """
-    path = Path(path)
-    if path.suffix.lower() not in WRITTEN_SUFFIXES:
-        raise InputError(f"a video name ending in {' '.join(WRITTEN_SUFFIXES)}", str(path), "choose one of these suffixes")
-    if not (math.isfinite(fps) and 0.01 <= fps <= 1000):
-        raise InputError("frames per second between 0.01 and 1000", str(fps), "set the clip's fps")
-    rate = Fraction(fps).limit_denominator(1001)
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise InputError(f"at least one frame to write to {path.name}", "none", "give a longer clip")
-    with atomic_path(path) as temporary:
-        # faststart puts the index first, so that a browser can begin before it has everything.
-        options = {"movflags": "+faststart"} if path.suffix.lower() != ".mkv" else {}
-        with av.open(str(temporary), "w", options=options) as container:
-            stream = _h264_stream(container, rate, first)
-            for index, image in enumerate(chain([first], frames)):
-                frame = _to_yuv(image)
-                frame.pts, frame.time_base = index, 1 / rate
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-    return path
+
+    def __init__(self, path: str | Path, fps: float) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() not in WRITTEN_SUFFIXES:
+            raise InputError(f"a video name ending in {' '.join(WRITTEN_SUFFIXES)}", str(path), "choose one of these suffixes")
+        if not (math.isfinite(fps) and 0.01 <= fps <= 1000):
+            raise InputError("frames per second between 0.01 and 1000", str(fps), "set the clip's fps")
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._stack, self._count = ExitStack(), 0
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def write(self, image: Float[Tensor, "3 height width"]) -> None:
+        """Append a frame in [0, 1]; all have the first one's size."""
+        if self._stream is None:
+            temporary = self._stack.enter_context(atomic_path(self.path))
+            # faststart puts the index first, so that a browser can begin before it has everything.
+            options = {"movflags": "+faststart"} if self.path.suffix.lower() != ".mkv" else {}
+            self._container = self._stack.enter_context(av.open(str(temporary), "w", options=options))
+            self._stream = _h264_stream(self._container, self._rate, image)
+        frame = _to_yuv(image)
+        frame.pts, frame.time_base = self._count, 1 / self._rate
+        self._container.mux(self._stream.encode(frame))
+        self._count += 1
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # The stack sees the error, so that nothing is renamed after one.
+        with self._stack.pop_all() as stack:
+            if error is not None:
+                stack.__exit__(kind, error, trace)
+            elif self._stream is None:
+                raise InputError(f"at least one frame to write to {self.path.name}", "none", "give a longer clip")
+            else:
+                self._container.mux(self._stream.encode())
+
+
+def write_video(path: str | Path, frames: Iterable[Float[Tensor, "3 height width"]], fps: float) -> Path:
+    """Write frames in [0, 1], drawn one at a time, as `VideoWriter` does."""
+    with VideoWriter(path, fps) as writer:
+        for image in frames:
+            writer.write(image)
+    return writer.path
 
 
 def _h264_stream(container: av.container.OutputContainer, rate: Fraction, first: Tensor) -> av.VideoStream:

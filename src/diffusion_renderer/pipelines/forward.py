@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit
-from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
+from diffusion_renderer.core.sources import GBufferSource
+from diffusion_renderer.core.types import Clip, EnvironmentMap
 from diffusion_renderer.light import EnvironmentImages, environment_images
 from diffusion_renderer.models import Checkpoint
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, checked_latents, ticker
@@ -34,7 +35,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
 
     def __call__(
         self,
-        gbuffer: GBuffer,
+        gbuffer: GBufferSource,
         light: EnvironmentMap,
         *,
         rotations: Float[Tensor, "frames 3 3"] | None = None,
@@ -45,11 +46,40 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> Clip:
-        """The shot under ``light``, at the G-buffers' size, on the CPU.
+        """The shot under ``light``, at the G-buffers' size, on the CPU: all of `stream` in memory."""
+        parts = self.stream(
+            gbuffer,
+            light,
+            rotations=rotations,
+            steps=steps,
+            guidance=guidance,
+            lora_scale=lora_scale,
+            seed=seed,
+            size=size,
+            progress=progress,
+        )
+        return Clip.join(parts, len(gbuffer))
+
+    def stream(
+        self,
+        gbuffer: GBufferSource,
+        light: EnvironmentMap,
+        *,
+        rotations: Float[Tensor, "frames 3 3"] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        lora_scale: float | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Clip]:
+        """The shot under ``light``, a few frames at a time, at the G-buffers' size, on the CPU.
+
+        Only latents are held for the whole clip. The first piece comes when the network is done.
 
         Parameters
         ----------
-        gbuffer : must have every buffer of ``settings.buffers``.
+        gbuffer : in memory or from files (`io.open_gbuffer`); must have every buffer of ``settings.buffers``.
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``. None is a light fixed to the camera.
         steps : calls of the network per window (twice with guidance); None for the model's own.
         guidance : classifier-free guidance; 1 or less is off. None for the model's own.
@@ -58,26 +88,27 @@ class DiffusionForwardRenderer(DiffusionRenderer):
 
         Raises InputError for missing buffers, no frames, rotations of another number, a LoRA scale without a LoRA.
         """
-        steps = self.steps(steps)
+        steps, frames = self.steps(steps), len(gbuffer)
         gbuffer.require(self.settings.buffers)
-        if len(gbuffer) == 0:
+        if frames == 0:
             raise InputError("G-buffers of at least one frame", f"{gbuffer.name} without frames", "give others")
         if rotations is None:
-            rotations = torch.eye(3).expand(len(gbuffer), 3, 3)
-        if len(rotations) != len(gbuffer):
-            raise InputError(f"{len(gbuffer)} rotations, one per frame", str(len(rotations)), "give one for every frame")
-        unet = self._unet_at(lora_scale)
-        fit = self.fit(gbuffer.size, size)
-        condition = self._encode_gbuffer(gbuffer, fit, progress)
-        lights = self._encode_light(light, rotations)
-        noise = frame_noise(seed, "forward", len(gbuffer), (self.codec.channels, *condition.shape[-2:]))
+            rotations = torch.eye(3).expand(frames, 3, 3)
+        if len(rotations) != frames:
+            raise InputError(f"{frames} rotations, one per frame", str(len(rotations)), "give one for every frame")
+        unet, fit = self._unet_at(lora_scale), self.fit(gbuffer.size, size)
         guidance = self.settings.default_guidance if guidance is None else guidance
-        latents = self._denoise(unet, condition, lights, noise, steps, guidance, ticker(progress, "rendering"))
-        frames = [
-            fit.undo(self.decode(latents[chunk]).to(device="cpu", dtype=torch.float32)).clamp(0.0, 1.0)
-            for chunk in self.chunks(len(latents))
-        ]
-        return Clip(torch.cat(frames), fps=gbuffer.fps, name=gbuffer.name)
+
+        def pieces() -> Iterator[Clip]:
+            condition = self._encode_gbuffer(gbuffer, fit, progress)
+            lights = self._encode_light(light, rotations)
+            noise = frame_noise(seed, "forward", frames, (self.codec.channels, *condition.shape[-2:]))
+            latents = self._denoise(unet, condition, lights, noise, steps, guidance, ticker(progress, "rendering"))
+            for chunk in self.chunks(frames):
+                images = fit.undo(self.decode(latents[chunk]).to(device="cpu", dtype=torch.float32)).clamp(0.0, 1.0)
+                yield Clip(images, fps=gbuffer.fps, name=gbuffer.name)
+
+        return pieces()
 
     def denoise(
         self,
@@ -144,14 +175,17 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             )
         return self.unet
 
-    def _encode_gbuffer(self, gbuffer: GBuffer, fit: Fit, progress: Progress | None) -> Float[Tensor, "frames channels _h _w"]:
-        """Latents of all groups, concatenated. Depth is made relative over the whole clip before it is cut into chunks."""
-        tick, columns = ticker(progress, "encoding"), []
-        for number, group in enumerate(self.settings.groups):
-            image = pack_image(gbuffer, group)
-            columns.append(torch.cat([self.encode(fit.apply(image[chunk])) for chunk in self.chunks(len(gbuffer))]))
-            tick(number + 1, len(self.settings.groups))
-        return torch.cat(columns, dim=1)
+    def _encode_gbuffer(
+        self, gbuffer: GBufferSource, fit: Fit, progress: Progress | None
+    ) -> Float[Tensor, "frames channels _h _w"]:
+        """Latents of all groups, concatenated. Depth is relative to the whole clip's range."""
+        tick, parts, done, depth_range = ticker(progress, "encoding"), [], 0, gbuffer.depth_range()
+        for chunk in gbuffer.chunks(self.codec.chunk):
+            images = (pack_image(chunk, group, depth_range) for group in self.settings.groups)
+            parts.append(torch.cat([self.encode(fit.apply(image)) for image in images], dim=1))
+            done += len(chunk)
+            tick(done, len(gbuffer))
+        return torch.cat(parts)
 
     def _encode_light(
         self, light: EnvironmentMap, rotations: Float[Tensor, "frames 3 3"]

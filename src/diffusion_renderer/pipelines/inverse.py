@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,8 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.packing import JOINT_INDEX, embedding_index, unpack_image
 from diffusion_renderer.core.resize import Fit
-from diffusion_renderer.core.types import BUFFERS, DEFAULT_BUFFERS, Clip, GBuffer
+from diffusion_renderer.core.sources import ClipSource
+from diffusion_renderer.core.types import BUFFERS, DEFAULT_BUFFERS, GBuffer
 from diffusion_renderer.models import Checkpoint
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, ticker
 from diffusion_renderer.pipelines.noise import frame_noise
@@ -55,7 +56,7 @@ class DiffusionInverseRenderer(DiffusionRenderer):
 
     def __call__(
         self,
-        clip: Clip,
+        clip: ClipSource,
         *,
         buffers: Sequence[str] = DEFAULT_BUFFERS,
         steps: int | None = None,
@@ -63,10 +64,28 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> GBuffer:
-        """The G-buffers of a clip, at its size, on the CPU.
+        """The G-buffers of a clip, at its size, on the CPU: all of `stream` in memory, up to 36 bytes per pixel and frame."""
+        parts = self.stream(clip, buffers=buffers, steps=steps, seed=seed, size=size, progress=progress)
+        return GBuffer.join(parts, len(clip))
+
+    def stream(
+        self,
+        clip: ClipSource,
+        *,
+        buffers: Sequence[str] = DEFAULT_BUFFERS,
+        steps: int | None = None,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[GBuffer]:
+        """The G-buffers of a clip, a few frames at a time, at its size, on the CPU.
+
+        Only latents are held for the whole clip, so that its length and size hardly matter for memory. The first piece comes
+        when the network is done.
 
         Parameters
         ----------
+        clip : in memory or from a file (`io.open_clip`).
         buffers : which to make, of `buffers`.
         steps : calls of the network per image group and window; None for the model's own.
         seed : of the starting noise; the same seed gives the same result.
@@ -78,22 +97,42 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         wanted, steps = self._wanted(buffers), self.steps(steps)
         if len(clip) == 0:
             raise InputError("a clip with at least one frame", f"{clip.name} without frames", "give another clip")
-        fit = self.fit(clip.size, size)
-        made: dict[str, Tensor] = {}
+        return self._pieces(clip, tuple(buffers), wanted, steps, seed, self.fit(clip.size, size), progress)
+
+    def _pieces(
+        self,
+        clip: ClipSource,
+        buffers: tuple[str, ...],
+        wanted: set[str],
+        steps: int,
+        seed: int,
+        fit: Fit,
+        progress: Progress | None,
+    ) -> Iterator[GBuffer]:
         condition = self._encode_clip(clip, fit, progress)
-        shape = (self.codec.channels, *condition.shape[-2:])
-        groups = [group for group in self.settings.groups if wanted & set(group)]
+        latents = self._latents(condition, [g for g in self.settings.groups if wanted & set(g)], steps, seed, progress)
+        for chunk in self.chunks(len(condition)):
+            made: dict[str, Tensor] = {}
+            for group, part in latents.items():
+                images = self.decode(part[chunk]).to(device="cpu", dtype=torch.float32)
+                # Back to the input's size first, so that normals are unit vectors at that size.
+                made.update(unpack_image(group, fit.undo(images)))
+            if "diffuse_albedo" in buffers and "diffuse_albedo" not in made:
+                made["diffuse_albedo"] = made["basecolor"] * (1 - made["metallic"])
+            yield replace(GBuffer(fps=clip.fps, name=clip.name), **{name: made[name] for name in buffers})
+
+    def _latents(
+        self, condition: Tensor, groups: list[tuple[str, ...]], steps: int, seed: int, progress: Progress | None
+    ) -> dict[tuple[str, ...], Tensor]:
+        """Scaled latents of every image group of the whole clip."""
+        frames, shape = len(condition), (self.codec.channels, *condition.shape[-2:])
+        made: dict[tuple[str, ...], Tensor] = {}
         for together in [self.settings.groups] if self.settings.joint else [(group,) for group in groups]:
-            noise = torch.cat([frame_noise(seed, "+".join(group), len(clip), shape) for group in together], dim=1)
+            noise = torch.cat([frame_noise(seed, "+".join(group), frames, shape) for group in together], dim=1)
             what = "buffers" if self.settings.joint else "+".join(together[0])
             latents = self.denoise(condition, together[0], noise, steps, ticker(progress, what))
-            for group, part in zip(together, latents.chunk(len(together), dim=1), strict=True):
-                if needed := wanted & set(group):
-                    images = self._decode_group(part, group, fit)
-                    made.update((name, images[name]) for name in needed)
-        if "diffuse_albedo" in buffers and "diffuse_albedo" not in made:
-            made["diffuse_albedo"] = made["basecolor"] * (1 - made["metallic"])
-        return replace(GBuffer(fps=clip.fps, name=clip.name), **{name: made[name] for name in buffers})
+            made.update(zip(together, latents.chunk(len(together), dim=1), strict=True))
+        return {group: made[group] for group in groups}
 
     @torch.no_grad()
     def denoise(
@@ -127,17 +166,10 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         derived = "diffuse_albedo" in buffers and "diffuse_albedo" not in self.settings.buffers
         return set(buffers) - {"diffuse_albedo"} | set(_ALBEDO_FROM) if derived else set(buffers)
 
-    def _encode_clip(self, clip: Clip, fit: Fit, progress: Progress | None) -> Float[Tensor, "frames channels _h _w"]:
-        tick, parts = ticker(progress, "encoding"), []
-        for chunk in self.chunks(len(clip)):
-            parts.append(self.encode(fit.apply(clip.frames[chunk].clamp(0.0, 1.0))))
-            tick(chunk.stop, len(clip))
+    def _encode_clip(self, clip: ClipSource, fit: Fit, progress: Progress | None) -> Float[Tensor, "frames channels _h _w"]:
+        tick, parts, done = ticker(progress, "encoding"), [], 0
+        for chunk in clip.chunks(self.codec.chunk):
+            parts.append(self.encode(fit.apply(chunk.frames.clamp(0.0, 1.0))))
+            done += len(chunk)
+            tick(done, len(clip))
         return torch.cat(parts)
-
-    def _decode_group(self, latents: Tensor, group: tuple[str, ...], fit: Fit) -> dict[str, Tensor]:
-        parts = []
-        for chunk in self.chunks(len(latents)):
-            images = self.decode(latents[chunk]).to(device="cpu", dtype=torch.float32)
-            # Back to the input's size first, so that normals are unit vectors at that size.
-            parts.append(unpack_image(group, fit.undo(images)))
-        return {name: torch.cat([part[name] for part in parts]) for name in group}

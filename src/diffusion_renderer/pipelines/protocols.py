@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.sources import ClipSource, GBufferSource
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.pipelines.settings import RendererSettings
 
@@ -23,7 +24,7 @@ class InverseRenderer(Protocol):
 
     def __call__(
         self,
-        clip: Clip,
+        clip: ClipSource,
         *,
         buffers: Sequence[str] = DEFAULT_BUFFERS,
         steps: int | None = None,
@@ -32,6 +33,10 @@ class InverseRenderer(Protocol):
         progress: Progress | None = None,
     ) -> GBuffer:
         """The G-buffers of a clip, at its size."""
+        ...
+
+    def stream(self, clip: ClipSource, **options: Any) -> Iterator[GBuffer]:
+        """The same, with the same options, a few frames at a time."""
         ...
 
 
@@ -43,7 +48,7 @@ class ForwardRenderer(Protocol):
 
     def __call__(
         self,
-        gbuffer: GBuffer,
+        gbuffer: GBufferSource,
         light: EnvironmentMap,
         *,
         rotations: Float[Tensor, "frames 3 3"] | None = None,
@@ -55,4 +60,8 @@ class ForwardRenderer(Protocol):
         progress: Progress | None = None,
     ) -> Clip:
         """The shot that the G-buffers show under the light, at their size."""
+        ...
+
+    def stream(self, gbuffer: GBufferSource, light: EnvironmentMap, **options: Any) -> Iterator[Clip]:
+        """The same, with the same options, a few frames at a time."""
         ...

@@ -74,8 +74,7 @@ class VaeStage:
         crops = []
         for index in starts[torch.randint(len(starts), (count,), generator=generator)].tolist():
             kind, top, left = (
-                int(torch.randint(high, (), generator=generator))
-                for high in (len(IMAGES), height - crop + 1, width - crop + 1)
+                int(torch.randint(high, (), generator=generator)) for high in (len(IMAGES), height - crop + 1, width - crop + 1)
             )
             clip = self.store.take(index + torch.arange(frames))
             crops.append(clip[:, kind, :, top : top + crop, left : left + crop])

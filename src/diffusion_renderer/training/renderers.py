@@ -79,10 +79,10 @@ class _LatentStage:
         self, index: Int[Tensor, "batch frames"], variation: Variation
     ) -> Float[Tensor, "batch frames channels height width"]:
         """Scaled latents of the environment images that the frames' cameras see."""
-        seen = [
-            light_images(self.store.light[self.store.clip[frames[0]]] * exposure, self.store.rotation[frames], self.preset.env_size)
-            for frames, exposure in zip(index, variation.exposure, strict=True)
-        ]
+        clips, size = self.store.clip[index[:, 0]].tolist(), self.preset.env_size
+        radiance = [self.store.light[clip] * exposure for clip, exposure in zip(clips, variation.exposure, strict=True)]
+        turns = self.store.rotation[index]
+        seen = [light_images(light, turn, size) for light, turn in zip(radiance, turns, strict=True)]
         images = rearrange(variation.environment(torch.stack(seen)), "b f k c h w -> (b f) k c h w")
         with torch.autocast("cpu", enabled=False):
             return encode_lights(self.vae, images).unflatten(0, index.shape)

@@ -94,9 +94,7 @@ class Variation:
         varied[:, :, kind, channel] = _relative(varied[:, :, kind, channel], depth[:, :, 0, 0])
         return varied
 
-    def environment(
-        self, images: Float[Tensor, "clips frames 3 3 size size"]
-    ) -> Float[Tensor, "clips frames 3 3 size size"]:
+    def environment(self, images: Float[Tensor, "clips frames 3 3 size size"]) -> Float[Tensor, "clips frames 3 3 size size"]:
         """Environment images (ldr, log, direction) as the varied clip's camera sees them; their exposure is not changed."""
         seen = images[:, :, :2]
         order = self.order[:, None, None, :, None, None].expand_as(seen)
