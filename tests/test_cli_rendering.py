@@ -206,12 +206,13 @@ def test_an_interrupted_relight_continues_to_the_same_files(run, tmp_path, monke
 
         class Stopped:
             settings = renderer.settings
+            __call__ = renderer.__call__
 
-            def __call__(self, *arguments, **keywords):
+            def stream(self, *arguments, **keywords):
                 calls.append(1)
                 if len(calls) > 1:
                     raise KeyboardInterrupt
-                return renderer(*arguments, **keywords)
+                return renderer.stream(*arguments, **keywords)
 
         return Stopped()
 
@@ -228,14 +229,13 @@ def test_an_interrupted_relight_continues_to_the_same_files(run, tmp_path, monke
 
 
 def test_a_write_that_fails_midway_leaves_no_record_of_success(run, tmp_path, monkeypatch):
-    write = io.write_gbuffer
-
-    def full_disk(gbuffer, path, **options):
-        write(gbuffer[:1], path, **options)
-        raise OSError(28, "No space left on device")
+    class FullDisk(io.GBufferWriter):
+        def write(self, gbuffer):
+            super().write(gbuffer[:1])
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(io, "write_gbuffer", full_disk)
+        patch.setattr(io, "GBufferWriter", FullDisk)
         assert run("inverse", "shot.mp4", "-o", tmp_path) == 2
     assert json.loads((tmp_path / "shot" / RECORD).read_text())["finished"] is False
     (tmp_path / "shot" / ".0001.basecolor.part-1-aa.png").write_bytes(b"half")
