@@ -48,6 +48,8 @@ class Train:
     """Steps between sample sheets; 0 for none."""
     precision: Annotated[str, *values.one("bf16|fp32", values.choice("--precision", ("bf16", "fp32")), "bf16")] = "bf16"
     """Of the networks' forward pass; weights are float32."""
+    device: Annotated[str | None, *values.one("DEVICE", str, "cuda if there is one, else cpu")] = None
+    """Where to train: cpu, cuda, cuda:1."""
     debug: values.Flag = False
     """Show tracebacks."""
 
@@ -70,6 +72,7 @@ class Train:
             save_minutes=self.save_minutes,
             sheet_steps=self.sheet_steps,
             precision=self.precision,  # type: ignore[arg-type]
+            device=self.device,
         )
         with Progress() as progress:
             train(self.stage, options, self.preset)

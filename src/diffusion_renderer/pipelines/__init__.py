@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.models import Checkpoint, Kind, load_checkpoint
 from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer
 from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
@@ -61,12 +61,7 @@ def load_forward(
 
 def _load(name_or_path: str | Path, kind: Kind, device: str | torch.device | None, dtype: torch.dtype | None) -> Checkpoint:
     folder = locate_model(name_or_path, kind)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InputError("a device like cpu or cuda", repr(device), "correct the name") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("a CUDA device", "none on this machine", "leave the device out to use the CPU")
+    place = find_device(device)
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.float16
     return load_checkpoint(folder, kind, device=place, dtype=dtype)

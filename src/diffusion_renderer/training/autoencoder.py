@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import IMAGES, FrameStore
@@ -42,22 +43,24 @@ class VaeStage:
 
     def __init__(self, preset: Preset, store: FrameStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
+        self.device = find_device(options.device)
         self.network = preset.vae()
         initialize_autoencoder(self.network)
         self.network.encoder.set_basis(principal_patches(store, preset.latent_channels, preset.factor))
         for part in (self.network.encoder, self.network.quant_conv):
             part.requires_grad_(False)
         self.network.register_to_config(scaling_factor=self._scaling(store))
+        self.network.to(self.device)
         self.preset, self.store, self.batch = preset, store, options.batch
         self.starts = store.starts(CLIP_FRAMES)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """One step in four sees clips, so that the temporal layers learn; the others see stills."""
         frames = CLIP_FRAMES if step % 4 == 0 and len(self.starts) else 1
-        images = self._crops(frames, generator)
+        images = self._crops(frames, generator).to(self.device)
         with torch.no_grad():
             latents = self.network.encode(2 * images - 1).latent_dist.mode()
-            latents = latents + LATENT_NOISE * latents.std() * torch.randn(latents.shape, generator=generator)
+            latents = latents + LATENT_NOISE * latents.std() * torch.randn(latents.shape, generator=generator).to(latents)
         decoded = self.network.decode(latents, num_frames=frames).sample.float()
         target = 2 * images - 1
         l1 = (decoded - target).abs().mean()
@@ -89,7 +92,7 @@ class VaeStage:
     def sheet(self) -> Tensor:
         """Three frames; every kind of image above its reconstruction."""
         picks = torch.linspace(0, len(self.store) - 1, 3).long()
-        images = rearrange(self.store.take(picks).float() / 255, "n k c h w -> (n k) c h w")
+        images = rearrange(self.store.take(picks).float() / 255, "n k c h w -> (n k) c h w").to(self.device)
         decoded = self.network.decode(self.network.encode(2 * images - 1).latent_dist.mode(), num_frames=1).sample
         both = torch.stack((images, 0.5 * decoded + 0.5))
         return rearrange(both, "t (n k) c h w -> c (n t h) (k w)", n=len(picks))

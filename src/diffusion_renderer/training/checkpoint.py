@@ -61,7 +61,7 @@ def save(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, ema
     for name, p in trainable:
         for key, value in optimizer.state.get(p, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.detach().contiguous()
-    save_file(tensors, part / "state.safetensors")
+    save_file({name: value.cpu() for name, value in tensors.items()}, part / "state.safetensors")
     (part / "state.json").write_text(json.dumps({"step": state.step, "seconds": state.seconds}))
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -96,5 +96,9 @@ def restore(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, 
             ema.shadow[name].copy_(tensors[f"ema.{name}"])
             moments = ("step", "exp_avg", "exp_avg_sq")
             if f"optimizer.exp_avg.{name}" in tensors:
-                optimizer.state[p] = {key: tensors[f"optimizer.{key}.{name}"].clone() for key in moments}
+                state = {key: tensors[f"optimizer.{key}.{name}"] for key in moments}
+                # The step counter stays on the CPU, where AdamW wants it.
+                optimizer.state[p] = {
+                    key: value.clone() if key == "step" else value.to(p.device, copy=True) for key, value in state.items()
+                }
     return TrainState(**json.loads((found / "state.json").read_text()))

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import EnvEncoder
 from diffusion_renderer.training.autoencoder import load_vae
@@ -48,13 +49,15 @@ class EnvStage:
     def __init__(self, preset: Preset, store: FrameStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
         self.preset, self.store, self.batch = preset, store, options.batch
-        self.vae = load_vae(options.out)
+        self.device = find_device(options.device)
+        self.vae = load_vae(options.out).to(self.device)
         self.network = PanoramaHeads(preset.env_encoder(), preset.factor)
         initialize(self.network.encoder)
+        self.network.to(self.device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Mean over the levels of the squared error of the panorama that they remember."""
-        images = random_light_images(self.store, self.batch, self.preset.env_size, generator)
+        images = random_light_images(self.store, self.batch, self.preset.env_size, generator).to(self.device)
         with torch.no_grad():
             latents = encode_lights(self.vae, images)
         errors = self._errors(self.network(latents[:, None]), images)
@@ -66,7 +69,7 @@ class EnvStage:
 
     def sheet(self) -> Tensor:
         """Four lights: their ldr and log images above what the finest level remembers."""
-        images = random_light_images(self.store, 4, self.preset.env_size, torch.Generator().manual_seed(0))
+        images = random_light_images(self.store, 4, self.preset.env_size, torch.Generator().manual_seed(0)).to(self.device)
         painted = self.network(encode_lights(self.vae, images)[:, None])[0]
         target = rearrange(images[:, :2], "b k c h w -> b (k c) h w")
         return rearrange(torch.stack((target, painted)), "t b (k c) h w -> c (t k h) (b w)", c=3)

@@ -26,6 +26,7 @@ class Stage(Protocol):
     name: str
     network: nn.Module
     learning_rate: float
+    device: torch.device
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step and what to log beside it. Data order and noise come from ``generator`` alone."""
@@ -95,7 +96,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+    with torch.autocast(stage.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
         loss, values = stage.loss(step, generator)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"{stage.name}: the loss became {loss.item()} at step {step}; the last checkpoint is kept")
@@ -121,6 +122,6 @@ def _write_sheet(stage: Stage, path: Path) -> None:
     training = stage.network.training
     stage.network.eval()
     with torch.no_grad():
-        picture = stage.sheet().clamp(0, 1).mul(255).round().byte()
+        picture = stage.sheet().cpu().clamp(0, 1).mul(255).round().byte()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
     stage.network.train(training)

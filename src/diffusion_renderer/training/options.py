@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.errors import InputError
 
 #: The stages in the order in which they depend on each other.
@@ -29,6 +30,8 @@ class TrainOptions:
     sheet_steps : steps between sample sheets; 0 for none.
     augment : the diffusion stages see every clip in a random window, mirror, colours and exposure (`training.variation`).
     precision : of the network's forward pass; weights and optimiser are float32.
+    device : where the stage trains, such as ``cuda``; None takes a GPU where there is one. Random numbers are drawn on the CPU,
+        so that every device sees the same data and noise.
     """
 
     data: tuple[Path, ...] = ()
@@ -42,10 +45,12 @@ class TrainOptions:
     sheet_steps: int = 1000
     augment: bool = True
     precision: Literal["bf16", "fp32"] = "bf16"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch", "save_minutes"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} above 0", str(getattr(self, name)), "give a larger number")
+        find_device(self.device)
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise InputError("--max-minutes above 0", str(self.max_minutes), "leave it out for no limit")

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.packing import JOINT_INDEX
 from diffusion_renderer.diffusion import VPrediction
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
@@ -45,7 +46,8 @@ class _LatentStage:
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
-        self.preset, self.vae, self.store = preset, vae, store
+        self.device = find_device(options.device)
+        self.preset, self.vae, self.store = preset, vae.to(self.device), store
         self.batch, self.augment = options.batch, options.augment
         self.precondition = VPrediction()
         # Between the error of whitened latents (all channels alike) and that of pixels (as the squared deviation).
@@ -69,8 +71,9 @@ class _LatentStage:
         self, index: Int[Tensor, "batch frames"], variation: Variation
     ) -> Float[Tensor, "batch frames images channels height width"]:
         """Scaled latents of the images named by `data.IMAGES`, exact (float32) whatever the step's precision."""
-        images = rearrange(variation.images(self.store.take(index)), "b f k c h w -> (b f k) c h w")
-        with torch.autocast("cpu", enabled=False):
+        images = variation.to(self.device).images(self.store.take(index).to(self.device))
+        images = rearrange(images, "b f k c h w -> (b f k) c h w")
+        with torch.autocast(self.device.type, enabled=False):
             latents = self.vae.encode(2 * images - 1).latent_dist.mode() * self.vae.config.scaling_factor
         return rearrange(latents, "(b f k) c h w -> b f k c h w", b=len(index), k=len(IMAGES))
 
@@ -80,35 +83,40 @@ class _LatentStage:
     ) -> Float[Tensor, "batch frames channels height width"]:
         """Scaled latents of the environment images that the frames' cameras see."""
         clips, size = self.store.clip[index[:, 0]].tolist(), self.preset.env_size
-        radiance = [self.store.light[clip] * exposure for clip, exposure in zip(clips, variation.exposure, strict=True)]
+        radiance = [
+            (self.store.light[clip] * exposure).to(self.device)
+            for clip, exposure in zip(clips, variation.exposure, strict=True)
+        ]
         turns = self.store.rotation[index]
         seen = [light_images(light, turn, size) for light, turn in zip(radiance, turns, strict=True)]
-        images = rearrange(variation.environment(torch.stack(seen)), "b f k c h w -> (b f) k c h w")
-        with torch.autocast("cpu", enabled=False):
+        seen = variation.to(self.device).environment(torch.stack(seen))
+        images = rearrange(seen, "b f k c h w -> (b f) k c h w")
+        with torch.autocast(self.device.type, enabled=False):
             return encode_lights(self.vae, images).unflatten(0, index.shape)
 
     def _denoising_loss(
         self, clean: Float[Tensor, "batch frames channels height width"], generator: torch.Generator, predict: Predict
     ) -> Tensor:
         """``|| f(g_tau; conditions) - g_0 ||^2`` (paper, equations 4 and 6), weighted so that v counts alike at every level."""
-        sigma = self.preset.draw_sigma(clean.shape[0], generator)[:, None, None, None, None]
+        sigma = self.preset.draw_sigma(clean.shape[0], generator)[:, None, None, None, None].to(self.device)
         # At the largest level nothing of the sample is left, so the noise tells nothing either: the one-step estimate starts
         # from zero instead (Martin Garcia et al. 2025), and the network need not learn to ignore it.
         informative = (sigma < self.preset.sigma_max).float()
-        noisy = informative * (clean + sigma * torch.randn(clean.shape, generator=generator))
+        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        noisy = informative * (clean + sigma * noise)
         output = predict(self.precondition.c_in(sigma) * noisy, self.precondition.c_noise(sigma).flatten())
         estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
         error = ((estimate - clean) / self.precondition.c_out(sigma)) ** 2
         return (error * self.weights.repeat(clean.shape[2] // len(self.weights))[:, None, None]).mean()
 
     def _time_ids(self, count: int) -> Float[Tensor, "count 3"]:
-        return torch.tensor(TIME_IDS).expand(count, 3)
+        return torch.tensor(TIME_IDS, device=self.device).expand(count, 3)
 
     @torch.no_grad()
     def _start(self, shape: torch.Size, predict: Predict) -> Tensor:
         """The one-step estimate, from zero at the largest noise level."""
-        sigma = torch.full((shape[0], 1, 1, 1, 1), self.preset.sigma_max)
-        output = predict(torch.zeros(shape), self.precondition.c_noise(sigma).flatten())
+        sigma = torch.full((shape[0], 1, 1, 1, 1), self.preset.sigma_max, device=self.device)
+        output = predict(torch.zeros(shape, device=self.device), self.precondition.c_noise(sigma).flatten())
         return self.precondition.c_out(sigma) * output.float()
 
     def _decode(self, latents: Float[Tensor, "batch frames channels height width"]) -> Float[Tensor, "batch 3 h w"]:
@@ -150,7 +158,7 @@ class InverseStage(_LatentStage):
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
-        self.network: nn.Module = preset.inverse_unet()
+        self.network: nn.Module = preset.inverse_unet().to(self.device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
@@ -160,8 +168,8 @@ class InverseStage(_LatentStage):
 
     def _predictor(self, clip: Float[Tensor, "batch frames channels height width"]) -> Predict:
         count = len(clip)
-        context = torch.zeros(count, 1, self.preset.context_channels)
-        ids = torch.full((count,), JOINT_INDEX)
+        context = clip.new_zeros(count, 1, self.preset.context_channels)
+        ids = torch.full((count,), JOINT_INDEX, device=self.device)
 
         def predict(scaled: Tensor, noise_level: Tensor) -> Tensor:
             return self.network(torch.cat((scaled, clip), dim=2), noise_level, context, self._time_ids(count), ids)
@@ -189,15 +197,15 @@ class ForwardStage(_LatentStage):
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
-        self.network: nn.Module = preset.forward_unet()
-        self.encoder = load_env_encoder(options.out)
+        self.network: nn.Module = preset.forward_unet().to(self.device)
+        self.encoder = load_env_encoder(options.out).to(self.device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
         index = self._draw(generator)
         variation = self._vary(len(index), generator)
         images, lights = self._images(index, variation), self._lights(index, variation)
-        keep = (torch.rand(len(index), 1, 1, 1, 1, generator=generator) >= DROP_SHARE).float()
+        keep = (torch.rand(len(index), 1, 1, 1, 1, generator=generator) >= DROP_SHARE).float().to(self.device)
         return self._denoising_loss(images[:, :, 0], generator, self._predictor(images[:, :, 1:], lights, keep)), {}
 
     def _predictor(

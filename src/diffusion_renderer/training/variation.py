@@ -6,7 +6,7 @@ frame tells the networks that a patch's contents may lie elsewhere in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,10 @@ class Variation:
             exposure=torch.ones(count),
         )
 
+    def to(self, device: torch.device) -> Variation:
+        """The same on another device."""
+        return Variation(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
     def images(
         self, images: UInt8[Tensor, "clips frames kinds 3 height width"]
     ) -> Float[Tensor, "clips frames kinds 3 height width"]:
@@ -122,7 +126,7 @@ class Variation:
     def _sample(self, images: Tensor, mode: str) -> Tensor:
         """What the window of each clip shows, at the frames' size."""
         height, width = images.shape[-2:]
-        theta = torch.zeros(len(self.side), 2, 3)
+        theta = images.new_zeros(len(self.side), 2, 3)
         theta[:, 0, 0] = torch.where(self.mirrored, -self.side, self.side)
         theta[:, 1, 1] = self.side
         theta[:, :, 2] = self.centre
