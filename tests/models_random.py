@@ -76,6 +76,17 @@ def save_model(folder: Path, kind: str, *, lora: bool = False, conditions: int =
     return folder
 
 
+def save_shared_model(folder: Path, **settings: Any) -> Path:
+    """Both renderers around one autoencoder, as the package's own: ``folder/{vae,env_encoder,inverse,forward}``."""
+    random_vae().save_pretrained(folder / "vae")
+    random_env_encoder().save_pretrained(folder / "env_encoder")
+    for kind in ("inverse", "forward"):
+        random_unet(kind).save_pretrained(folder / kind / "unet")
+        values = {"kind": kind, "default_steps": 1, "working_area": 1024, "env_size": 16, **settings}
+        (folder / kind / "renderer.json").write_text(json.dumps(values))
+    return folder
+
+
 def save_lora(folder: Path, network: nn.Module, rank: int = 4) -> Path:
     """A random adapter of every attention layer, in diffusers' old key names."""
     generator = torch.Generator().manual_seed(3)

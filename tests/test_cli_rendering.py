@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_tiny_model
+from models_random import save_shared_model
 
 import diffusion_renderer as dr
 from diffusion_renderer import io, pipelines
@@ -21,7 +21,7 @@ FRAMES = 3
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+    return save_shared_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

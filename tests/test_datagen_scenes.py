@@ -131,7 +131,7 @@ def test_scenes_stand_apart_on_the_ground_and_are_seen() -> None:
     settings = DatasetSettings(panorama_height=16)
     families = []
     for seed in range(40):
-        spec = random_scene(np.random.default_rng(seed), settings, "scalar_rgb")
+        spec = random_scene(np.random.default_rng(seed), settings)
         families.append(spec.family)
         assert 1 <= len(spec.objects) <= SLOTS
         standing = [item.mesh.positions for item in spec.objects if item.mesh.name != "plane"]
@@ -166,8 +166,8 @@ def _apart(first: np.ndarray, second: np.ndarray) -> bool:
 
 def test_the_same_generator_draws_the_same_scene() -> None:
     settings = DatasetSettings(panorama_height=16)
-    first, again = (random_scene(np.random.default_rng(11), settings, "scalar_rgb") for _ in range(2))
-    other = random_scene(np.random.default_rng(12), settings, "scalar_rgb")
+    first, again = (random_scene(np.random.default_rng(11), settings) for _ in range(2))
+    other = random_scene(np.random.default_rng(12), settings)
     assert torch.equal(first.environment.radiance, again.environment.radiance)
     assert torch.equal(first.camera.pose, again.camera.pose)
     assert np.array_equal(first.objects[0].material.basecolor, again.objects[0].material.basecolor)

@@ -173,7 +173,7 @@ def test_panoramas_from_a_folder(tmp_path: Path, unchecked: None) -> None:
     image[:, 8:10, 16:18] = torch.tensor([4.0, 8.0, 12.0])[:, None, None]
     image[0, 0, 0] = torch.nan
     (tmp_path / "lamp.exr").write_bytes(encode_exr(image))
-    small = read_panorama(tmp_path / "lamp.exr", 16, choose_variant())
+    small = read_panorama(tmp_path / "lamp.exr", 16)
     assert small.shape == (16, 32, 3) and np.isfinite(small).all()
     assert np.allclose(small[4, 8], [4, 8, 12]) and small.sum() == pytest.approx(24)
     rendered = render_clip(0, 0, replace(TINY, panoramas=tmp_path, panorama_probability=1.0))
@@ -182,7 +182,7 @@ def test_panoramas_from_a_folder(tmp_path: Path, unchecked: None) -> None:
     (tmp_path / "torn.hdr").write_bytes(b"#?RADIANCE\n\n")
     for name in ("square.exr", "torn.hdr"):
         with pytest.raises(InputError, match=name):
-            read_panorama(tmp_path / name, 16, choose_variant())
+            read_panorama(tmp_path / name, 16)
 
 
 def test_shared_panoramas_light_clips(shared: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from models_random import save_shared_model
 from PIL import Image
-from tiny_models import save_tiny_model
 
 import diffusion_renderer as dr
 from diffusion_renderer import io
@@ -21,7 +21,7 @@ LIGHTS = ("evening", "rotating_studio", "sky")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+    return save_shared_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -29,9 +29,8 @@ def render_clip(seed: int, index: int, settings: DatasetSettings | None = None) 
     the same scene but not the same noise. Not bit-identical across processors of different vector width.
     """
     settings = settings or DatasetSettings()
-    variant = choose_variant(settings.variant)
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
-    spec = random_scene(rng, settings, variant)
+    spec = random_scene(rng, settings)
     rendered = render_scene(spec, settings, mitsuba_seed=int(rng.integers(0, 2**31)), name=f"{index:08d}")
     return replace(rendered, meta={"seed": seed, "index": index, **rendered.meta})
 

@@ -15,8 +15,9 @@ from jaxtyping import Float
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import equirect_to_direction
+from diffusion_renderer.core.panorama import average_panorama
 from diffusion_renderer.datagen.noise import fractal, smoothstep
-from diffusion_renderer.datagen.variant import activate
+from diffusion_renderer.io import read_environment
 
 #: The brightest value kept, as a multiple of the mean luminance: a clear sun's energy survives, single-texel spikes do not.
 _BRIGHTEST = 3000.0
@@ -43,31 +44,22 @@ def list_panoramas(folder: Path) -> tuple[Path, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def read_panorama(path: Path, height: int, variant: str) -> Float[np.ndarray, "height width 3"]:
-    """A panorama file averaged down over areas to ``height`` rows; NaN becomes 0, values are clamped to [0, 65504].
+def read_panorama(path: Path, height: int) -> Float[np.ndarray, "height width 3"]:
+    """A panorama file averaged down over solid angle to ``height`` rows; NaN becomes 0, values are clamped to [0, 65504].
 
-    Raises InputError when it is smaller than that, cannot be read, or is not twice as wide as high.
+    Raises InputError when it is smaller than that, cannot be read, or is not twice as wide as high. Not read with Mitsuba's
+    bitmap class: on a machine of one core its EXR reader waits for ever (3.9).
     """
-    mi = activate(variant)
-    try:
-        bitmap = mi.Bitmap(str(path)).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False)
-    except RuntimeError as error:
-        raise InputError("a readable .hdr or .exr panorama", f"{path}: {error}", "replace or remove the file") from error
-    image = np.nan_to_num(np.array(bitmap), nan=0.0, posinf=65504.0, neginf=0.0).clip(0.0, 65504.0)
-    rows, columns = image.shape[:2]
-    if columns != 2 * rows or rows < height:
-        raise InputError(
-            f"a panorama twice as wide as high with at least {height} rows",
-            f"{columns}x{rows} in {path}",
-            "replace or remove the file",
-        )
-    image = torch.from_numpy(image).permute(2, 0, 1)[None]
-    return torch.nn.functional.adaptive_avg_pool2d(image, (height, 2 * height))[0].permute(1, 2, 0).numpy()
+    radiance = read_environment(path).radiance
+    rows, columns = radiance.shape[-2:]
+    if rows < height:
+        raise InputError(f"a panorama of at least {height} rows", f"{columns}x{rows} in {path}", "replace or remove the file")
+    return average_panorama(radiance, height, 2 * height).permute(1, 2, 0).numpy()
 
 
-def file_panorama(rng: np.random.Generator, path: Path, height: int, variant: str) -> Float[np.ndarray, "height width 3"]:
+def file_panorama(rng: np.random.Generator, path: Path, height: int) -> Float[np.ndarray, "height width 3"]:
     """A panorama file turned about the vertical axis by a random whole number of texels."""
-    return _limited(np.roll(read_panorama(path, height, variant), int(rng.integers(0, 2 * height)), axis=1))
+    return _limited(np.roll(read_panorama(path, height), int(rng.integers(0, 2 * height)), axis=1))
 
 
 def procedural_panorama(rng: np.random.Generator, height: int) -> tuple[str, Float[np.ndarray, "height width 3"]]:

@@ -47,8 +47,8 @@ class SceneSpec:
     brightness: float
 
 
-def random_scene(rng: np.random.Generator, settings: DatasetSettings, variant: str) -> SceneSpec:
-    """Draw a scene. The numbers depend on ``rng`` and ``settings`` alone; ``variant`` only says which Mitsuba reads files."""
+def random_scene(rng: np.random.Generator, settings: DatasetSettings) -> SceneSpec:
+    """Draw a scene; it depends on ``rng`` and ``settings`` alone."""
     family = "objects" if rng.random() < settings.objects_share else "scene"
     objects = _floating(rng) if family == "objects" else _on_ground(rng)
     standing = [item for item in objects if item.mesh.name != "plane"]
@@ -56,16 +56,16 @@ def random_scene(rng: np.random.Generator, settings: DatasetSettings, variant: s
     middle = (points.min(0) + points.max(0)) / 2
     extent = float(np.linalg.norm(points - middle, axis=-1).max())
     camera = random_orbit(rng, middle, extent, settings, lowest=-10.0 if family == "objects" else 6.0)
-    environment = random_environment(rng, settings, variant)
+    environment = random_environment(rng, settings)
     return SceneSpec(family, tuple(objects), camera, environment, float(rng.uniform(0.3, 0.58)))
 
 
-def random_environment(rng: np.random.Generator, settings: DatasetSettings, variant: str) -> EnvironmentMap:
+def random_environment(rng: np.random.Generator, settings: DatasetSettings) -> EnvironmentMap:
     """A panorama from the settings' folder or a procedural one; its name says which."""
     if settings.panoramas is not None and rng.random() < settings.panorama_probability:
         files = list_panoramas(settings.panoramas)
         path = files[int(rng.integers(0, len(files)))]
-        name, image = path.name, file_panorama(rng, path, settings.panorama_height, variant)
+        name, image = path.name, file_panorama(rng, path, settings.panorama_height)
     else:
         kind, image = procedural_panorama(rng, settings.panorama_height)
         name = f"procedural {kind}"
