@@ -12,6 +12,7 @@ from models_random import LATENTS, WIDTHS, random_env_encoder, random_unet, rand
 
 from diffusion_renderer.models import EnvEncoder, LatentCodec, UNetCustomSpatioTemporalConditionModel
 from diffusion_renderer.models.attention import ContextAttnProcessor
+from diffusion_renderer.models.autoencoder import PatchEncoder
 
 TIME_IDS = torch.tensor([[6.0, 127.0, 0.0]])
 
@@ -188,3 +189,15 @@ def test_networks_can_be_copied_by_memory_alone() -> None:
     x = noise(1, 2, 2 * LATENTS, 8, 8)
     with torch.no_grad():
         assert torch.equal(unet(x, 0.1, torch.zeros(1, 1, 16), TIME_IDS), twin(x, 0.1, torch.zeros(1, 1, 16), TIME_IDS))
+
+
+def test_local_colour_is_the_mean_of_a_patch() -> None:
+    """With as many axes as a patch has numbers nothing is lost, so the mean colour must come back; 1e-5 is float32."""
+    generator = torch.Generator().manual_seed(0)
+    axes, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator))
+    encoder = PatchEncoder(3, 12, 2)
+    encoder.set_basis((axes * torch.linspace(0.3, 4.0, 12)[:, None]).reshape(12, 3, 2, 2))
+    images = torch.rand(2, 3, 8, 6, generator=generator)
+    latents = encoder(images)[:, :12]
+    means = torch.einsum("bchw,ck->bkhw", latents, encoder.local_colour)
+    assert torch.allclose(means, torch.nn.functional.avg_pool2d(images, 2), atol=1e-5)

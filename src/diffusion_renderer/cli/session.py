@@ -129,8 +129,7 @@ class Session:
         kept: list[GBuffer] = []
 
         def write() -> None:
-            # Estimated depth is relative already.
-            with io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers, (0.0, 1.0)) as writer:
+            with io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers) as writer:
                 for piece in self._counted(chain([first], pieces), len(clip), "writing G-buffers"):
                     writer.write(piece)
                     if keep:

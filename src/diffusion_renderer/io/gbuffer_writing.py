@@ -27,8 +27,9 @@ class GBufferWriter:
 
     Parameters
     ----------
-    buffers : which to write.
-    depth_range : smallest and largest finite depth of the whole clip, which PNG and mp4 scale by; (0, 1) for relative depth.
+    buffers : which to write; None for those of the first piece.
+    depth_range : smallest and largest finite depth of the whole clip, which PNG and mp4 scale by. The default is right for relative
+        depth, as the inverse renderers make it; for depth in scene units give `GBuffer.depth_range`.
     """
 
     def __init__(
@@ -36,24 +37,26 @@ class GBufferWriter:
         path: str | Path,
         name: str,
         fps: float,
-        formats: Sequence[str],
-        buffers: Sequence[str],
-        depth_range: tuple[float, float] | None,
+        formats: Sequence[str] = ("png",),
+        buffers: Sequence[str] | None = None,
+        depth_range: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         for value in formats:
             check_name("output format", value, FORMATS)
-        for value in buffers:
+        for value in buffers or ():
             check_name("buffer", value, BUFFERS)
         self.folder, self._fps, self._count = Path(path) / name, fps, 0
-        self._buffers, self._formats, self._range = tuple(buffers), frozenset(formats), depth_range
-        names = self._buffers if "mp4" in formats else ()
-        self._videos = {buffer: VideoWriter(Path(path) / f"{name}.{buffer}.mp4", fps) for buffer in names}
+        self._buffers = None if buffers is None else tuple(buffers)
+        self._formats, self._range = frozenset(formats), depth_range
+        self._videos: dict[str, VideoWriter] = {}
 
     def __enter__(self) -> GBufferWriter:
         return self
 
     def write(self, gbuffer: GBuffer) -> None:
         """Append frames; the buffers to write must be among theirs."""
+        if self._buffers is None:
+            self._buffers = gbuffer.present
         gbuffer.require(self._buffers)
         tensors = {name: getattr(gbuffer, name) for name in self._buffers}
         mask = {} if gbuffer.mask is None else {"mask": gbuffer.mask.float()}
@@ -70,9 +73,12 @@ class GBufferWriter:
         if "exr" in self._formats:
             layers = {**tensors, **mask}
             in_parallel(lambda index: self._write_layers(index, layers), range(len(gbuffer)))
-        for name, video in self._videos.items():
+        for name in self._buffers if "mp4" in self._formats else ():
+            if name not in self._videos:
+                path = self.folder.parent / f"{self.folder.name}.{name}.mp4"
+                self._videos[name] = VideoWriter(path, self._fps)
             for image in encoded[name].expand(-1, 3, -1, -1):
-                video.write(image)
+                self._videos[name].write(image)
         self._count += len(gbuffer)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -42,6 +42,12 @@ class PatchEncoder(nn.Module):
         """Pixel deviation that one unit of each latent channel stands for: one over the length of its patch."""
         return 1 / self.conv.weight[: self.conv.out_channels // 2].flatten(1).norm(dim=1)
 
+    @property
+    def local_colour(self) -> Float[Tensor, "latent_channels in_channels"]:
+        """What one unit of each latent channel adds to the mean colour of its patch, of an image in [-1, 1]."""
+        weight = self.conv.weight[: self.conv.out_channels // 2]
+        return (weight * self.deviation[:, None, None, None] ** 2).mean(dim=(2, 3))
+
     def forward(self, images: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch moments _h _w"]:
         """Mean and logarithm of the variance, concatenated, as diffusers' encoders give them."""
         return self.conv(images)

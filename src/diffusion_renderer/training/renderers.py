@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -31,6 +31,8 @@ CLIP_SHARE = 0.25
 DROP_SHARE = 0.05
 #: 5 % and 95 % quantile of the mean luminance of the training clips' panoramas, exposure included.
 LIGHT_LUMINANCE = (0.1, 1.25)
+#: Weight of the patches' mean colour beside the error of the latents, and the frames from which its variance is estimated.
+LOCAL_WEIGHT, SAMPLE_FRAMES = 3.0, 256
 #: fps - 1, motion bucket, strength of noise augmentation: the published constants.
 TIME_IDS = (6.0, 127.0, 0.0)
 
@@ -106,8 +108,13 @@ class _LatentStage:
         noisy = informative * (clean + sigma * noise)
         output = predict(self.precondition.c_in(sigma) * noisy, self.precondition.c_noise(sigma).flatten())
         estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
-        error = ((estimate - clean) / self.precondition.c_out(sigma)) ** 2
-        return (error * self.weights.repeat(clean.shape[2] // len(self.weights))[:, None, None]).mean()
+        error = (estimate - clean) / self.precondition.c_out(sigma)
+        weights = self.weights.repeat(clean.shape[2] // len(self.weights))
+        return (error**2 * weights[:, None, None]).mean() + self._extra_loss(error)
+
+    def _extra_loss(self, error: Float[Tensor, "batch frames channels height width"]) -> Tensor | float:
+        """What a stage asks for beside the error of the latents, of which it is given the scaled difference."""
+        return 0.0
 
     def _time_ids(self, count: int) -> Float[Tensor, "count 3"]:
         return torch.tensor(TIME_IDS, device=self.device).expand(count, 3)
@@ -159,12 +166,30 @@ class InverseStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.inverse_unet().to(self.device)
+        self.local = vae.encoder.local_colour.detach() / vae.config.scaling_factor
+        index = torch.linspace(0, len(store) - 1, min(SAMPLE_FRAMES, len(store))).long()[:, None]
+        truth = self._images(index, Variation.none(len(index)))[:, :, 1:].flatten(2, 3)
+        self.variance = self._local(truth).var(dim=(0, 1, 4, 5), keepdim=True).clamp_min(1e-4)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
         index = self._draw(generator)
         images = self._images(index, self._vary(len(index), generator))
         return self._denoising_loss(images[:, :, 1:].flatten(2, 3), generator, self._predictor(images[:, :, 0])), {}
+
+    def _local(
+        self, latents: Float[Tensor, "batch frames channels height width"]
+    ) -> Float[Tensor, "batch frames groups 3 height width"]:
+        """Mean colour of every patch of every group's image."""
+        groups = latents.unflatten(2, (len(GROUPS), -1))
+        return einsum(groups.float(), self.local, "b f g c h w, c k -> b f g k h w")
+
+    def _extra_loss(self, error: Float[Tensor, "batch frames channels height width"]) -> Tensor:
+        """Error of the patches' mean colour, as a share of its variance, so that every channel of every buffer counts alike.
+
+        Without it the latents' error is mostly that of patterns in base colour, and roughness was not learnt at all.
+        """
+        return LOCAL_WEIGHT * (self._local(error) ** 2 / self.variance).mean()
 
     def _predictor(self, clip: Float[Tensor, "batch frames channels height width"]) -> Predict:
         count = len(clip)
