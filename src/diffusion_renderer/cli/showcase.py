@@ -154,7 +154,8 @@ def collect(out: Path, name: str, path: Path, tasks: Sequence[Task], frames: int
 
 def frames_of(clip: io.ClipFile, held: Sequence[int]) -> Clip:
     """Some frames of a clip."""
-    kept = [image for index, image in enumerate(clip.images()) if index in set(held)]
+    wanted = set(held)
+    kept = [image for index, image in enumerate(clip.images()) if index in wanted]
     return Clip(torch.stack(kept), clip.fps, clip.name)
 
 

@@ -28,8 +28,8 @@ class GBufferWriter:
     Parameters
     ----------
     buffers : which to write; None for those of the first piece.
-    depth_range : smallest and largest finite depth of the whole clip, which PNG and mp4 scale by. The default is right for relative
-        depth, as the inverse renderers make it; for depth in scene units give `GBuffer.depth_range`.
+    depth_range : smallest and largest finite depth of the whole clip, which PNG and mp4 scale by. The default is right for
+        relative depth, as the inverse renderers make it; for depth in scene units give `GBuffer.depth_range`.
     """
 
     def __init__(
