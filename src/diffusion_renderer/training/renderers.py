@@ -110,11 +110,24 @@ class _LatentStage:
         estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
         error = (estimate - clean) / self.precondition.c_out(sigma)
         weights = self.weights.repeat(clean.shape[2] // len(self.weights))
-        return (error**2 * weights[:, None, None]).mean() + self._extra_loss(error)
+        # The error of the patches' mean colour as a share of its variance: every channel of every buffer counts alike. Without
+        # it the latents' error is mostly that of patterns in base colour, and roughness was not learnt at all.
+        local = (self._local(error) ** 2 / self.variance).mean()
+        return (error**2 * weights[:, None, None]).mean() + LOCAL_WEIGHT * local
 
-    def _extra_loss(self, error: Float[Tensor, "batch frames channels height width"]) -> Tensor | float:
-        """What a stage asks for beside the error of the latents, of which it is given the scaled difference."""
-        return 0.0
+    def _measure_variance(self, images: slice) -> None:
+        """Variance over the data of the patches' mean colours in the images that the stage makes, channel by channel."""
+        self.local = self.vae.encoder.local_colour.detach() / self.vae.config.scaling_factor
+        index = torch.linspace(0, len(self.store) - 1, min(SAMPLE_FRAMES, len(self.store))).long()[:, None]
+        truth = self._images(index, Variation.none(len(index)))[:, :, images].flatten(2, 3)
+        self.variance = self._local(truth).var(dim=(0, 1, 4, 5), keepdim=True).clamp_min(1e-4)
+
+    def _local(
+        self, latents: Float[Tensor, "batch frames channels height width"]
+    ) -> Float[Tensor, "batch frames groups 3 height width"]:
+        """Mean colour of every patch of every image."""
+        groups = latents.unflatten(2, (-1, len(self.local)))
+        return einsum(groups.float(), self.local, "b f g c h w, c k -> b f g k h w")
 
     def _time_ids(self, count: int) -> Float[Tensor, "count 3"]:
         return torch.tensor(TIME_IDS, device=self.device).expand(count, 3)
@@ -166,30 +179,13 @@ class InverseStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.inverse_unet().to(self.device)
-        self.local = vae.encoder.local_colour.detach() / vae.config.scaling_factor
-        index = torch.linspace(0, len(store) - 1, min(SAMPLE_FRAMES, len(store))).long()[:, None]
-        truth = self._images(index, Variation.none(len(index)))[:, :, 1:].flatten(2, 3)
-        self.variance = self._local(truth).var(dim=(0, 1, 4, 5), keepdim=True).clamp_min(1e-4)
+        self._measure_variance(slice(1, None))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
         index = self._draw(generator)
         images = self._images(index, self._vary(len(index), generator))
         return self._denoising_loss(images[:, :, 1:].flatten(2, 3), generator, self._predictor(images[:, :, 0])), {}
-
-    def _local(
-        self, latents: Float[Tensor, "batch frames channels height width"]
-    ) -> Float[Tensor, "batch frames groups 3 height width"]:
-        """Mean colour of every patch of every group's image."""
-        groups = latents.unflatten(2, (len(GROUPS), -1))
-        return einsum(groups.float(), self.local, "b f g c h w, c k -> b f g k h w")
-
-    def _extra_loss(self, error: Float[Tensor, "batch frames channels height width"]) -> Tensor:
-        """Error of the patches' mean colour, as a share of its variance, so that every channel of every buffer counts alike.
-
-        Without it the latents' error is mostly that of patterns in base colour, and roughness was not learnt at all.
-        """
-        return LOCAL_WEIGHT * (self._local(error) ** 2 / self.variance).mean()
 
     def _predictor(self, clip: Float[Tensor, "batch frames channels height width"]) -> Predict:
         count = len(clip)
@@ -224,6 +220,7 @@ class ForwardStage(_LatentStage):
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.forward_unet().to(self.device)
         self.encoder = load_env_encoder(options.out).to(self.device)
+        self._measure_variance(slice(0, 1))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
