@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.packing import JOINT_INDEX
+from diffusion_renderer.core.types import BUFFER_CHANNELS
 from diffusion_renderer.diffusion import VPrediction
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import GROUPS, IMAGES, FrameStore
@@ -110,17 +111,21 @@ class _LatentStage:
         estimate = self.precondition.c_skip(sigma) * noisy + self.precondition.c_out(sigma) * output.float()
         error = (estimate - clean) / self.precondition.c_out(sigma)
         weights = self.weights.repeat(clean.shape[2] // len(self.weights))
-        # The error of the patches' mean colour as a share of its variance: every channel of every buffer counts alike. Without
-        # it the latents' error is mostly that of patterns in base colour, and roughness was not learnt at all.
-        local = (self._local(error) ** 2 / self.variance).mean()
+        # The error of the patches' mean colour as a share of its variance: every buffer counts alike. Without it the latents'
+        # error is mostly that of patterns in base colour, and roughness was not learnt at all.
+        local = (self._local(error) ** 2 * self.importance).mean()
         return (error**2 * weights[:, None, None]).mean() + LOCAL_WEIGHT * local
 
-    def _measure_variance(self, images: slice) -> None:
-        """Variance over the data of the patches' mean colours in the images that the stage makes, channel by channel."""
+    def _measure_importance(self, images: slice, shares: Float[Tensor, "images 3"]) -> None:
+        """One over the variance of the patches' mean colours, in every channel of the images that the stage makes.
+
+        ``shares`` weighs the channels against each other; only their ratios matter.
+        """
         self.local = self.vae.encoder.local_colour.detach() / self.vae.config.scaling_factor
         index = torch.linspace(0, len(self.store) - 1, min(SAMPLE_FRAMES, len(self.store))).long()[:, None]
         truth = self._images(index, Variation.none(len(index)))[:, :, images].flatten(2, 3)
-        self.variance = self._local(truth).var(dim=(0, 1, 4, 5), keepdim=True).clamp_min(1e-4)
+        variance = self._local(truth).var(dim=(0, 1, 4, 5), keepdim=True).clamp_min(1e-4)
+        self.importance = (shares / shares.mean()).to(variance)[:, :, None, None] / variance
 
     def _local(
         self, latents: Float[Tensor, "batch frames channels height width"]
@@ -179,7 +184,9 @@ class InverseStage(_LatentStage):
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.inverse_unet().to(self.device)
-        self._measure_variance(slice(1, None))
+        # A buffer of three channels counts as much as one of one.
+        sizes = [[BUFFER_CHANNELS[name] for name in group for _ in range(BUFFER_CHANNELS[name])] for group in GROUPS]
+        self._measure_importance(slice(1, None), 1 / torch.tensor(sizes))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
@@ -220,7 +227,7 @@ class ForwardStage(_LatentStage):
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = preset.forward_unet().to(self.device)
         self.encoder = load_env_encoder(options.out).to(self.device)
-        self._measure_variance(slice(0, 1))
+        self._measure_importance(slice(0, 1), torch.ones(1, 3))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
