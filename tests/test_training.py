@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from synthetic import synthetic_clip
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.training import TrainOptions, assemble, checkpoint, loop
+from diffusion_renderer.training import TrainOptions, assemble, checkpoint, export, loop
 from diffusion_renderer.training import presets as presets_module
 from diffusion_renderer.training.autoencoder import VaeStage
 from diffusion_renderer.training.data import FrameStore, concatenate, load_frames, store_clips
@@ -163,6 +163,13 @@ def test_every_stage_trains_and_the_pipelines_load_the_result(store: FrameStore,
         assert (run / stage.name / "sheet-final.png").exists()
     size = assemble(run, tmp_path / "model")
     assert 0 < size < 20e6
+    export.unpack(tmp_path / "model", tmp_path / "next")
+    started = InverseStage(SMALL, vae, store, options(tmp_path / "next", 2)).network.state_dict()
+    trained = load_file(run / "inverse/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(started[name], value.half().float()) for name, value in trained.items())
+    other = replace(SMALL, inverse_widths=(64, 64, 64, 64))
+    with pytest.raises(InputError, match="preset small"):
+        InverseStage(other, vae, store, options(tmp_path / "next", 2))
     inverse, forward = load_inverse(tmp_path / "model/inverse"), load_forward(tmp_path / "model/forward")
     clip = synthetic_clip(0, frames=2, size=32)
     gbuffer = inverse(clip.clip)

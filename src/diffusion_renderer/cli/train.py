@@ -48,6 +48,8 @@ class Train:
     """Steps between sample sheets; 0 for none."""
     precision: Annotated[str, *values.one("bf16|fp32", values.choice("--precision", ("bf16", "fp32")), "bf16")] = "bf16"
     """Of the networks' forward pass; weights are float32."""
+    start_from: Annotated[str | None, *values.one("NAME|PATH", str, "nothing")] = None
+    """A model whose networks a new run goes on from, such as tiny."""
     device: Annotated[str | None, *values.one("DEVICE", str, "cuda if there is one, else cpu")] = None
     """Where to train: cpu, cuda, cuda:1."""
     debug: values.Flag = False
@@ -73,7 +75,16 @@ class Train:
             sheet_steps=self.sheet_steps,
             precision=self.precision,  # type: ignore[arg-type]
             device=self.device,
+            start_from=self._start_folder(),
         )
         with Progress() as progress:
             train(self.stage, options, self.preset)
             progress.made(self.out / self.stage)
+
+    def _start_folder(self) -> Path | None:
+        """Where the networks to start from lie."""
+        if self.start_from is None:
+            return None
+        from diffusion_renderer.pipelines import locate_model
+
+        return locate_model(self.start_from, "inverse").parent

@@ -21,6 +21,7 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     from diffusion_renderer.training.autoencoder import VaeStage, load_vae
     from diffusion_renderer.training.data import load_frames
     from diffusion_renderer.training.environment import EnvStage
+    from diffusion_renderer.training.export import unpack
     from diffusion_renderer.training.loop import run
     from diffusion_renderer.training.presets import PRESETS
     from diffusion_renderer.training.renderers import ForwardStage, InverseStage
@@ -28,6 +29,8 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     check_name("training stage", stage, STAGES)
     check_name("preset", preset, PRESETS)
     chosen = PRESETS[preset]
+    if options.start_from is not None:
+        unpack(options.start_from, options.out)
     store = load_frames(options.data, options.out / "cache")
     if stage in ("vae", "env"):
         return run({"vae": VaeStage, "env": EnvStage}[stage](chosen, store, options), options)

@@ -51,6 +51,19 @@ def assemble(run: Path, out: Path) -> int:
     return total
 
 
+def unpack(model: Path, run: Path) -> None:
+    """The reverse of `assemble`: lay a model's networks into a run folder, so that its stages go on from them.
+
+    What the run has already is left alone. InputError when the model has none of the parts.
+    """
+    found = {part: target for part, target in PARTS.items() if (model / part).is_dir()}
+    if not found:
+        raise InputError(f"a model with {', '.join(PARTS)}", f"none of them in {model}", "give the folder that holds them")
+    for part, target in found.items():
+        if not (run / target).exists():
+            shutil.copytree(model / part, run / target)
+
+
 def _record(folder: Path) -> dict[str, float]:
     """Steps and seconds that a stage has trained for."""
     state = folder / "checkpoint" / "state.json"

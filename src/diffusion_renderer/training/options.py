@@ -29,6 +29,7 @@ class TrainOptions:
     save_minutes : minutes between checkpoints.
     sheet_steps : steps between sample sheets; 0 for none.
     augment : the diffusion stages see every clip in a random window, mirror, colours and exposure (`training.variation`).
+    start_from : a model folder, as `assemble` writes it, whose networks a new run goes on from; None to start from nothing.
     precision : of the network's forward pass; weights and optimiser are float32.
     device : where the stage trains, such as ``cuda``; None takes a GPU where there is one. Random numbers are drawn on the CPU,
         so that every device sees the same data and noise.
@@ -44,6 +45,7 @@ class TrainOptions:
     save_minutes: float = 4.0
     sheet_steps: int = 1000
     augment: bool = True
+    start_from: Path | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     device: str | None = None
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusion_renderer.core.devices import find_device
+from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import JOINT_INDEX
 from diffusion_renderer.core.types import BUFFER_CHANNELS
 from diffusion_renderer.diffusion import VPrediction
@@ -57,6 +60,20 @@ class _LatentStage:
         self.weights = vae.encoder.deviation.detach() / vae.encoder.deviation.mean().detach()
         self.stills = torch.arange(len(store))
         self.clips = store.starts(preset.window)
+
+    def _started(self, network: nn.Module, run: Path) -> nn.Module:
+        """The network with the weights that lie in the run folder, if any: those of `export.unpack`, or of an earlier run.
+
+        A checkpoint, which the loop restores, overrides them. InputError when they do not fit the preset.
+        """
+        path = run / self.name / "unet" / "diffusion_pytorch_model.safetensors"
+        if path.exists():
+            try:
+                network.load_state_dict(load_file(path))
+            except (RuntimeError, SafetensorError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"weights of preset {self.preset.name} in {path}", reason, "use another --out") from error
+        return network.to(self.device)
 
     def _draw(self, generator: torch.Generator) -> Int[Tensor, "batch frames"]:
         """Frame indices of a batch: stills, or consecutive frames of clips. The cost per step is the same."""
@@ -183,7 +200,7 @@ class InverseStage(_LatentStage):
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
-        self.network: nn.Module = preset.inverse_unet().to(self.device)
+        self.network: nn.Module = self._started(preset.inverse_unet(), options.out)
         # A buffer of three channels counts as much as one of one.
         sizes = [[BUFFER_CHANNELS[name] for name in group for _ in range(BUFFER_CHANNELS[name])] for group in GROUPS]
         self._measure_importance(slice(1, None), 1 / torch.tensor(sizes))
@@ -225,7 +242,7 @@ class ForwardStage(_LatentStage):
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
-        self.network: nn.Module = preset.forward_unet().to(self.device)
+        self.network: nn.Module = self._started(preset.forward_unet(), options.out)
         self.encoder = load_env_encoder(options.out).to(self.device)
         self._measure_importance(slice(0, 1), torch.ones(1, 3))
 
