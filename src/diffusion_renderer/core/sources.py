@@ -12,18 +12,17 @@ from typing import Protocol, runtime_checkable
 from diffusion_renderer.core.types import Clip, GBuffer
 
 
-@runtime_checkable
-class ClipSource(Protocol):
-    """A clip in pieces."""
+class _FrameSource(Protocol):
+    """What both kinds of source say of themselves."""
 
     @property
     def name(self) -> str:
-        """As `Clip.name`."""
+        """Names output files."""
         ...
 
     @property
     def fps(self) -> float:
-        """As `Clip.fps`."""
+        """Frames per second."""
         ...
 
     @property
@@ -34,6 +33,11 @@ class ClipSource(Protocol):
     def __len__(self) -> int:
         """Frames in all."""
         ...
+
+
+@runtime_checkable
+class ClipSource(_FrameSource, Protocol):
+    """A clip in pieces."""
 
     def chunks(self, frames: int) -> Iterator[Clip]:
         """The clip in pieces of ``frames`` frames, the last may be shorter."""
@@ -41,27 +45,8 @@ class ClipSource(Protocol):
 
 
 @runtime_checkable
-class GBufferSource(Protocol):
+class GBufferSource(_FrameSource, Protocol):
     """The G-buffers of a clip in pieces, all with the same buffers."""
-
-    @property
-    def name(self) -> str:
-        """As `GBuffer.name`."""
-        ...
-
-    @property
-    def fps(self) -> float:
-        """As `GBuffer.fps`."""
-        ...
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        ...
-
-    def __len__(self) -> int:
-        """Frames in all."""
-        ...
 
     def __getitem__(self, index: slice) -> GBufferSource:
         """Some of the frames."""
