@@ -8,10 +8,10 @@ import torch
 
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
-from diffusion_renderer.datagen import RenderedClip
+from diffusion_renderer.datagen import Sample
 
 
-def synthetic_clip(seed: int, frames: int = 3, size: int = 32) -> RenderedClip:
+def synthetic_clip(seed: int, frames: int = 3, size: int = 32) -> Sample:
     """An orthographic unit sphere of one material per frame, shaded by the cosine to a lamp."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
@@ -25,7 +25,7 @@ def synthetic_clip(seed: int, frames: int = 3, size: int = 32) -> RenderedClip:
     shade = (normal * lamp[:, None, None]).sum(dim=1, keepdim=True).clamp_min(0) + 0.2
     basecolor = color * inside
     radiance = torch.full((3, 16, 32), 0.2 * math.pi) + draw(3, 16, 32)
-    return RenderedClip(
+    return Sample(
         clip=Clip(srgb_oetf(basecolor * shade), name=f"sphere{seed}"),
         gbuffer=GBuffer(
             basecolor=basecolor,

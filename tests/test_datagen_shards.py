@@ -19,6 +19,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen import DatasetSettings, generate_shards, read_shard, read_shards, render_clip, shards
 from diffusion_renderer.datagen.demo import demo_clip, demo_relit, full_turn
 from diffusion_renderer.datagen.encode import decode_clip, decode_exr, encode_clip, encode_exr
+from diffusion_renderer.datagen.generate import Drawn, render_unfinished
 from diffusion_renderer.datagen.panoramas import list_panoramas, read_panorama
 from diffusion_renderer.datagen.variant import choose_variant, load_denoiser, works
 
@@ -79,13 +80,13 @@ def test_seeds_and_indices_differ(dataset: Path) -> None:
 def test_an_interrupted_run_continues(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = []
 
-    def interrupted(seed: int, index: int, settings: DatasetSettings) -> object:
-        if index == 2:
+    def interrupted(drawn: Drawn, settings: DatasetSettings) -> object:
+        if drawn.index == 2:
             raise KeyboardInterrupt
-        rendered.append(index)
-        return render_clip(seed, index, settings)
+        rendered.append(drawn.index)
+        return render_unfinished(drawn, settings)
 
-    monkeypatch.setattr(shards, "render_clip", interrupted)
+    monkeypatch.setattr(shards, "render_unfinished", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate_shards(tmp_path, TINY, clips=3, shard_size=2, seed=4, progress=False)
     assert [path.name for path in tmp_path.glob("*.tar")] == ["shard-000000.tar"]
@@ -93,11 +94,11 @@ def test_an_interrupted_run_continues(dataset: Path, tmp_path: Path, monkeypatch
     # What a killed process leaves behind.
     (tmp_path / "shard-000001.tar.part").write_bytes(b"half a shard")
 
-    def recorded(seed: int, index: int, settings: DatasetSettings) -> object:
-        rendered.append(index)
-        return render_clip(seed, index, settings)
+    def recorded(drawn: Drawn, settings: DatasetSettings) -> object:
+        rendered.append(drawn.index)
+        return render_unfinished(drawn, settings)
 
-    monkeypatch.setattr(shards, "render_clip", recorded)
+    monkeypatch.setattr(shards, "render_unfinished", recorded)
     summary = generate_shards(tmp_path, TINY, clips=3, shard_size=2, seed=4, progress=False)
     assert rendered == [0, 1, 2]
     assert not list(tmp_path.glob("*.part"))
@@ -143,7 +144,7 @@ def test_the_clip_is_its_panorama_where_nothing_was_hit() -> None:
     settings = replace(TINY, objects_share=1.0, samples=16, width=32, height=32)
     index = next(i for i in range(20) if not render_clip(1, i, settings).gbuffer.mask.all())
     rendered = render_clip(1, index, settings)
-    away = torch.nn.functional.max_pool2d(rendered.gbuffer.mask.float(), 3, 1, 1) == 0
+    away = torch.nn.functional.max_pool2d(rendered.gbuffer.mask.float(), 5, 1, 2) == 0
     away = away.expand_as(rendered.clip.frames)
     shown = srgb_eotf(rendered.clip.frames)[away]
     radiance = rendered.environment.radiance
@@ -153,7 +154,7 @@ def test_the_clip_is_its_panorama_where_nothing_was_hit() -> None:
 
 def test_names_of_the_files_and_of_the_assets(dataset: Path) -> None:
     names = {name.split("/")[1] for name in contents(dataset) if name.startswith("00000001/")}
-    buffers = ("rgb", "basecolor", "normal", "roughness", "metallic", "depth", "mask")
+    buffers = ("rgb", "basecolor", "normal", "roughness", "metallic", "depth", "mask", "ids")
     frames = {f"{frame:04d}.{name}.png" for frame in range(2) for name in buffers}
     assert names == {"clip.json", "cameras.json", "light.exr"} | frames
     meta = json.loads(contents(dataset)["00000001/clip.json"])
@@ -177,7 +178,7 @@ def test_panoramas_from_a_folder(tmp_path: Path, unchecked: None) -> None:
     assert small.shape == (16, 32, 3) and np.isfinite(small).all()
     assert np.allclose(small[4, 8], [4, 8, 12]) and small.sum() == pytest.approx(24)
     rendered = render_clip(0, 0, replace(TINY, panoramas=tmp_path, panorama_probability=1.0))
-    assert rendered.meta["assets"]["panorama"] == "lamp.exr" and str(tmp_path) not in json.dumps(rendered.meta)
+    assert rendered.meta["assets"]["panorama"] == "lamp" and str(tmp_path) not in json.dumps(rendered.meta)
     (tmp_path / "square.exr").write_bytes(encode_exr(torch.zeros(3, 32, 32)))
     (tmp_path / "torn.hdr").write_bytes(b"#?RADIANCE\n\n")
     for name in ("square.exr", "torn.hdr"):
@@ -190,7 +191,7 @@ def test_shared_panoramas_light_clips(shared: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"needs panoramas in {folder}")
     rendered = render_clip(0, 1, replace(TINY, panoramas=folder, panorama_probability=1.0))
-    assert rendered.meta["assets"]["panorama"] in {path.name for path in folder.iterdir()}
+    assert rendered.meta["assets"]["panorama"] in {path.stem for path in folder.iterdir()}
     assert 0.02 < rendered.clip.frames.mean() < 0.8
 
 

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from diffusion_renderer import __version__
+from diffusion_renderer.cli.dataset import ACTIONS as DATASET_ACTIONS
 from diffusion_renderer.cli.dataset import Dataset
 from diffusion_renderer.cli.demo import Demo
 from diffusion_renderer.cli.evaluate import Evaluate
@@ -39,6 +40,8 @@ COMMANDS: dict[str, type] = {
     "dataset": Dataset,
     "weights": Weights,
 }
+#: Commands that take the name of an action instead of their first argument: `dataset inspect DIR` beside `dataset OUT`.
+ACTIONS: dict[str, dict[str, type]] = {"dataset": DATASET_ACTIONS}
 Command: Any = Union[tuple(Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
 DESCRIPTION = f"""Open DiffusionRenderer {__version__}: videos to G-buffers, G-buffers and light back to videos.
 
@@ -48,16 +51,16 @@ DESCRIPTION = f"""Open DiffusionRenderer {__version__}: videos to G-buffers, G-b
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return the exit status.
 
-    0 done; 2 a mistake in what was given; 1 a failure of the machine (memory) or a defect; 130 interrupted. Errors are one
-    line on stderr without a traceback, unless ``--debug`` is among the arguments. ``--help`` raises SystemExit(0).
+    0 done; 2 a mistake in what was given; 1 a failure of the machine (memory), a defect, or faults that a command that checks
+    has found; 130 interrupted. Errors are one line on stderr without a traceback, unless ``--debug`` is among the arguments.
+    ``--help`` raises SystemExit(0).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments in (["--version"], ["-V"]):
             print(f"{PROG} {__version__}")
             return 0
-        parse(arguments).run()
-        return 0
+        return parse(arguments).run() or 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -74,13 +77,25 @@ def parse(arguments: Sequence[str]) -> Any:
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-"):
         check_name("a command", name, COMMANDS)
+    action = ACTIONS.get(name, {}).get(arguments[1]) if len(arguments) > 1 else None
+    if action is not None:
+        return _parse(action, f"{PROG} {name} {arguments[1]}", None, arguments[2:], action)
+    command = f"{PROG} {name}" if name in COMMANDS else PROG
+    return _parse(Command, PROG, DESCRIPTION, arguments, COMMANDS.get(name), command)
+
+
+def _parse(
+    kind: Any, prog: str, description: str | None, arguments: Sequence[str], command: type | None, said: str | None = None
+) -> Any:
+    """tyro over ``arguments``; ``command`` and ``said`` are what its errors are about, class and words."""
+    said = said or prog
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(
-                Command,
-                prog=PROG,
-                description=DESCRIPTION,
+                kind,
+                prog=prog,
+                description=description,
                 args=list(arguments),
                 config=(OmitArgPrefixes, OmitSubcommandPrefixes),
             )
@@ -90,11 +105,10 @@ def parse(arguments: Sequence[str]) -> Any:
         if end.code in (0, None):
             sys.stderr.write(printed.getvalue())
             raise
-        command = f"{PROG} {name}" if name in COMMANDS else PROG
         found = unbox(printed.getvalue())
         if found.startswith("expected one of {"):
-            raise InputError(f"{command} to be followed by {found[9:]}", "nothing", "add one, or --help") from None
-        raise InputError(f"arguments as in `{command} --help`", found, advice(found, COMMANDS.get(name))) from None
+            raise InputError(f"{said} to be followed by {found[9:]}", "nothing", "add one, or --help") from None
+        raise InputError(f"arguments as in `{said} --help`", found, advice(found, command)) from None
 
 
 def unbox(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from diffusion_renderer.datagen.demo import DEMO_SETTINGS, DemoLight, demo_clip, demo_relit
 from diffusion_renderer.datagen.generate import render_clip, render_relit, render_scene
-from diffusion_renderer.datagen.settings import EVALUATION_SEED, DatasetSettings, RenderedClip
+from diffusion_renderer.datagen.settings import EVALUATION_SEED, DatasetSettings, Relit, Sample
 from diffusion_renderer.datagen.shards import generate_shards, read_shard, read_shards
 
 __all__ = [
@@ -15,7 +15,8 @@ __all__ = [
     "EVALUATION_SEED",
     "DatasetSettings",
     "DemoLight",
-    "RenderedClip",
+    "Relit",
+    "Sample",
     "demo_clip",
     "demo_relit",
     "generate_shards",

@@ -19,9 +19,10 @@ from diffusion_renderer.core.geometry import look_at, rotation_y
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap
 from diffusion_renderer.datagen.generate import render_relit, render_scene
 from diffusion_renderer.datagen.materials import Material, painted_material
+from diffusion_renderer.datagen.objects import SceneObject, solid
 from diffusion_renderer.datagen.panoramas import panorama_of_kind
-from diffusion_renderer.datagen.scenes import SceneObject, SceneSpec
-from diffusion_renderer.datagen.settings import DatasetSettings, RenderedClip
+from diffusion_renderer.datagen.scenes import SceneSpec
+from diffusion_renderer.datagen.settings import DatasetSettings, Sample
 from diffusion_renderer.datagen.shapes import Mesh, centred, plane, rounded_box, sphere, torus, transformed, vase
 
 #: What the shipped clip was rendered with.
@@ -47,7 +48,7 @@ class DemoLight:
     clip: Clip
 
 
-def demo_clip(settings: DatasetSettings = DEMO_SETTINGS) -> RenderedClip:
+def demo_clip(settings: DatasetSettings = DEMO_SETTINGS) -> Sample:
     """The input clip of the demo with its ground truth, under its own light."""
     rendered = render_scene(demo_scene(settings), settings, _DEMO_SEED, "demo")
     return replace(rendered, meta={"seed": _DEMO_SEED, "index": 0, **rendered.meta})
@@ -84,7 +85,7 @@ def demo_scene(settings: DatasetSettings = DEMO_SETTINGS) -> SceneSpec:
     paint = painted_material(rng, "checker", [(0.62, 0.06, 0.05), (0.82, 0.78, 0.70)], (0.7, 0.45))
     steel = painted_material(rng, "photo", [(0.45, 0.16, 0.06), (0.58, 0.58, 0.60)], (0.85, 0.25), (0.0, 1.0))
     objects = (
-        SceneObject(plane(2.6, 3.0), wood),
+        solid(plane(2.6, 3.0), wood),
         _standing(vase(rng), glaze, 0.88, (-0.55, -0.55), 0.3),
         _standing(sphere(), brass, 0.46, (0.62, 0.45), 0.0),
         _standing(rounded_box(rng), paint, 0.78, (0.85, -0.75), 0.5),
@@ -99,7 +100,7 @@ def _standing(mesh: Mesh, material: Material, radius: float, place: tuple[float,
     c, s = radius * math.cos(yaw), radius * math.sin(yaw)
     mesh = transformed(centred(mesh), np.array([[c, 0.0, s], [0.0, radius, 0.0], [-s, 0.0, c]]), np.zeros(3))
     lift = float(-mesh.positions[:, 1].min())
-    return SceneObject(transformed(mesh, np.eye(3), np.array([place[0], lift, place[1]])), material)
+    return solid(transformed(mesh, np.eye(3), np.array([place[0], lift, place[1]])), material)
 
 
 def _arc(frames: int) -> Camera:

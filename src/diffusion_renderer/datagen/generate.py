@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,40 +15,121 @@ from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.types import Clip, EnvironmentMap
-from diffusion_renderer.datagen.renderer import denoise, render_gbuffer, render_radiance, render_turned
+from diffusion_renderer.datagen.denoiser import denoise
+from diffusion_renderer.datagen.objects import SceneObject
+from diffusion_renderer.datagen.renderer import Traced, relight, trace
 from diffusion_renderer.datagen.scenes import SceneSpec, random_scene
-from diffusion_renderer.datagen.settings import DatasetSettings, RenderedClip
+from diffusion_renderer.datagen.settings import DatasetSettings, Relit, Sample
 from diffusion_renderer.datagen.variant import choose_variant, load_denoiser
+
+if TYPE_CHECKING:
+    from diffusion_renderer.datagen.assets import AssetLibrary
 
 #: At most this share of a clip's surface pixels may be clipped, and at most this share of all its pixels.
 MAX_CLIPPED_SURFACE, MAX_CLIPPED = 0.025, 0.10
 
 
-def render_clip(seed: int, index: int, settings: DatasetSettings | None = None) -> RenderedClip:
+def render_clip(seed: int, index: int, settings: DatasetSettings | None = None) -> Sample:
     """Clip ``index`` of the dataset ``seed``: a random scene with its ground truth.
 
-    It depends on (seed, index, settings) and the variant of Mitsuba only, not on what was rendered before. Two variants draw
-    the same scene but not the same noise. Not bit-identical across processors of different vector width.
+    It depends on (seed, index, settings), the assets' files and the variant of Mitsuba only, not on what was rendered before.
+    Two variants draw the same scene but not the same noise. Not bit-identical across processors of different vector width.
     """
     settings = settings or DatasetSettings()
+    return finish(render_unfinished(draw(seed, index, settings), settings), settings)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A scene that is to be rendered, and as which clip."""
+
+    spec: SceneSpec
+    seed: int
+    index: int
+    mitsuba_seed: int
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A clip that has been traced: linear, noisy, without an exposure. The work left needs no Mitsuba."""
+
+    drawn: Drawn
+    traced: Traced
+    relit: tuple[Float[Tensor, "frames 3 height width"], ...]
+    variant: str
+
+
+def draw(seed: int, index: int, settings: DatasetSettings) -> Drawn:
+    """The scene of a clip."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
-    spec = random_scene(rng, settings)
-    rendered = render_scene(spec, settings, mitsuba_seed=int(rng.integers(0, 2**31)), name=f"{index:08d}")
-    return replace(rendered, meta={"seed": seed, "index": index, **rendered.meta})
+    spec = random_scene(rng, settings, asset_library(settings))
+    return Drawn(spec, seed, index, int(rng.integers(0, 2**31)))
 
 
-def render_scene(spec: SceneSpec, settings: DatasetSettings, mitsuba_seed: int = 0, name: str = "clip") -> RenderedClip:
-    """Render a scene under its own panorama, set the exposure, and multiply the panorama by it."""
+def render_unfinished(drawn: Drawn, settings: DatasetSettings) -> Unfinished:
+    """Trace a scene under all of its lights."""
     variant = choose_variant(settings.variant)
-    gbuffer, coverage = render_gbuffer(spec, settings, variant, mitsuba_seed)
-    linear = render_radiance(spec, spec.environment.radiance, settings, variant, mitsuba_seed)
+    spec, seed = drawn.spec, drawn.mitsuba_seed
+    traced = trace(spec, settings, variant, seed)
+    relit = [relight(spec, light.environment.radiance, light.rotation, settings, variant, seed) for light in spec.relights]
+    return Unfinished(drawn, traced, tuple(relit), variant)
+
+
+def finish(unfinished: Unfinished, settings: DatasetSettings) -> Sample:
+    """Denoise, expose, describe."""
+    drawn, traced = unfinished.drawn, unfinished.traced
+    spec, name = drawn.spec, f"{drawn.index:08d}"
+    frames, exposure = _developed(traced.radiance, traced, spec.brightness, settings, unfinished.variant)
+    relit, exposures = [], []
+    for light, radiance in zip(spec.relights, unfinished.relit, strict=True):
+        other, factor = _developed(radiance, traced, spec.brightness, settings, unfinished.variant)
+        relit.append(Relit(Clip(other, settings.fps, name), exposed(light.environment, factor), light.rotation))
+        exposures.append(factor)
+    meta = {"name": name, "seed": drawn.seed, "index": drawn.index}
+    meta |= _describe(spec, settings, unfinished.variant, exposure, exposures, traced.gbuffer.depth)
+    return Sample(
+        clip=Clip(frames, settings.fps, name),
+        gbuffer=replace(traced.gbuffer, name=name),
+        environment=exposed(spec.environment, exposure),
+        camera=spec.camera,
+        meta=meta,
+        light_rotation=spec.light_rotation,
+        ids=traced.ids,
+        relit=tuple(relit),
+    )
+
+
+def render_scene(spec: SceneSpec, settings: DatasetSettings, mitsuba_seed: int = 0, name: str = "clip") -> Sample:
+    """Render a scene under its own panorama, set the exposure, and multiply the panorama by it."""
+    sample = finish(render_unfinished(Drawn(spec, 0, 0, mitsuba_seed), settings), settings)
+    meta = {key: value for key, value in sample.meta.items() if key not in ("seed", "index")} | {"name": name}
+    return replace(
+        sample, clip=replace(sample.clip, name=name), gbuffer=replace(sample.gbuffer, name=name), meta=meta
+    )
+
+
+def _developed(
+    linear: Float[Tensor, "frames 3 height width"], traced: Traced, brightness: float, settings: DatasetSettings, variant: str
+) -> tuple[Float[Tensor, "frames 3 height width"], float]:
+    """Display-referred frames and the exposure that made them."""
     if settings.denoise:
-        linear = denoise(linear, gbuffer, coverage)
-    exposure = choose_exposure(linear, gbuffer.mask, spec.brightness)
-    clip = Clip(srgb_oetf((exposure * linear).clamp(0, 1)), settings.fps, name)
-    meta = _describe(spec, settings, variant, exposure, gbuffer.depth)
-    environment = exposed(spec.environment, exposure)
-    return RenderedClip(clip, replace(gbuffer, name=name), environment, spec.camera, {"name": name, **meta})
+        device = "cuda" if variant.startswith("cuda") and torch.cuda.is_available() else "cpu"
+        linear = denoise(linear, traced.gbuffer, traced.coverage, settings.denoise_quality, device)
+    exposure = choose_exposure(linear, traced.gbuffer.mask, brightness)
+    return srgb_oetf((exposure * linear).clamp(0, 1)), exposure
+
+
+@functools.lru_cache(maxsize=4)
+def _library(models: Path | None, materials: Path | None, panoramas: Path | None, texture_size: int) -> AssetLibrary:
+    from diffusion_renderer.datagen.assets import AssetLibrary, AssetLimits
+
+    return AssetLibrary(models, materials, panoramas, AssetLimits(texture_size=texture_size))
+
+
+def asset_library(settings: DatasetSettings) -> AssetLibrary | None:
+    """The assets of ``settings``, kept per process; None when it names no folder."""
+    folders = (settings.models, settings.materials, settings.panoramas)
+    return None if folders == (None, None, None) else _library(*folders, settings.texture_size)
 
 
 def exposed(environment: EnvironmentMap, exposure: float) -> EnvironmentMap:
@@ -72,14 +155,13 @@ def render_relit(
     """
     settings = settings or DatasetSettings()
     variant = choose_variant(settings.variant)
-    if rotations is None:
-        linear = render_radiance(spec, environment.radiance, settings, variant, mitsuba_seed)
-    else:
-        linear = render_turned(spec, environment.radiance, rotations, settings, variant, mitsuba_seed)
-    gbuffer, coverage = render_gbuffer(spec, settings, variant, mitsuba_seed)
+    # World direction w is camera direction C^T w, which shows the panorama at R C^T w.
+    turned = None if rotations is None else rotations @ spec.camera.rotation.transpose(1, 2)
+    linear = relight(spec, environment.radiance, turned, settings, variant, mitsuba_seed)
+    traced = trace(spec, settings, variant, mitsuba_seed)
     if settings.denoise:
-        linear = denoise(linear, gbuffer, coverage)
-    exposure = 1.0 if brightness is None else choose_exposure(linear, gbuffer.mask, brightness)
+        linear = denoise(linear, traced.gbuffer, traced.coverage, settings.denoise_quality)
+    exposure = 1.0 if brightness is None else choose_exposure(linear, traced.gbuffer.mask, brightness)
     clip = Clip(srgb_oetf((exposure * linear).clamp(0, 1)), settings.fps, environment.name)
     return clip, exposed(environment, exposure)
 
@@ -114,19 +196,38 @@ def _white_point(values: Float[Tensor, " values"], share: float) -> float:
     return 1 / bright if bright > 0 else math.inf
 
 
-def _describe(spec: SceneSpec, settings: DatasetSettings, variant: str, exposure: float, depth: Tensor) -> dict[str, Any]:
+def _describe(
+    spec: SceneSpec,
+    settings: DatasetSettings,
+    variant: str,
+    exposure: float,
+    relit_exposures: list[float],
+    depth: Float[Tensor, "frames 1 height width"],
+) -> dict[str, Any]:
     valid = depth[torch.isfinite(depth)]
     denoiser = "oidn" if settings.denoise and load_denoiser() is not None else "none"
+    sources = [source for item in spec.objects for source in item.sources]
+    sources += [source for source in (spec.light_source, *(light.source for light in spec.relights)) if source is not None]
+    unique = {(source.kind, source.name): source.to_json() for source in sources}
     return {
         "family": spec.family,
+        "motions": list(spec.motions),
         "exposure": exposure,
+        "relit_exposures": relit_exposures,
         "fov_x_deg": float(spec.camera.fov_x[0]),
         "near": float(valid.min()) if valid.numel() else 0.0,
         "far": float(valid.max()) if valid.numel() else 0.0,
         "fps": settings.fps,
         "assets": {
             "panorama": spec.environment.name,
-            "objects": [{"shape": item.mesh.name, "material": item.material.name} for item in spec.objects],
+            "relit_panoramas": [light.environment.name for light in spec.relights],
+            "objects": [_describe_object(item) for item in spec.objects],
+            "sources": list(unique.values()),
         },
         "renderer": {**settings.to_json(), "variant": variant, "denoiser": denoiser},
     }
+
+
+def _describe_object(item: SceneObject) -> dict[str, Any]:
+    described: dict[str, Any] = {"shape": item.name, "material": ", ".join(part.material.name for part in item.parts)}
+    return described if item.poses is None else {**described, "poses": item.poses.tolist()}

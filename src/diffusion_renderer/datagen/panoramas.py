@@ -10,24 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.geometry import equirect_to_direction
 from diffusion_renderer.core.panorama import average_panorama
+from diffusion_renderer.datagen import illumination
+from diffusion_renderer.datagen.emitters import directions, random_direction, rectangle, sun_disc, tint
 from diffusion_renderer.datagen.noise import fractal, smoothstep
 from diffusion_renderer.io import read_environment
 
 #: The brightest value kept, as a multiple of the mean luminance: a clear sun's energy survives, single-texel spikes do not.
 _BRIGHTEST = 3000.0
 _SUFFIXES = (".hdr", ".exr")
-
-
-def directions(height: int) -> Float[np.ndarray, "height width 3"]:
-    """World direction of every texel's centre of a panorama of ``height`` rows and twice as many columns."""
-    v, u = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(2 * height) + 0.5) / (2 * height), indexing="ij")
-    return equirect_to_direction(u, v).numpy()
 
 
 def list_panoramas(folder: Path) -> tuple[Path, ...]:
@@ -69,10 +63,17 @@ def procedural_panorama(rng: np.random.Generator, height: int) -> tuple[str, Flo
 
 
 def panorama_of_kind(rng: np.random.Generator, kind: str, height: int) -> Float[np.ndarray, "height width 3"]:
-    """A procedural panorama of one of the kinds `sky`, `studio`, `room`, `gradients`, of mean 1."""
-    image = _KINDS[kind][1](rng, directions(height))
+    """A procedural panorama of one of `PANORAMA_KINDS`, of mean 1."""
+    image = _KINDS[kind][1](rng, _directions(height))
     image = np.roll(image, int(rng.integers(0, 2 * height)), axis=1)
     return _limited(image / max(float(image.mean()), 1e-6))
+
+
+@functools.lru_cache(maxsize=4)
+def _directions(height: int) -> Float[np.ndarray, "height width 3"]:
+    d = directions(height)
+    d.flags.writeable = False
+    return d
 
 
 def _limited(image: np.ndarray) -> np.ndarray:
@@ -80,27 +81,12 @@ def _limited(image: np.ndarray) -> np.ndarray:
     return np.clip(image, 0.0, limit).astype(np.float32)
 
 
-def _tint(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A light's colour, warm or cool or (rarely) saturated, of luminance near 1."""
-    warmth = rng.normal(0.0, strength)
-    colour = np.array([np.exp(warmth), 1.0, np.exp(-warmth)])
-    if rng.random() < 0.5 * strength:
-        colour = colour * rng.uniform(0.15, 1.0, 3)
-    return colour / colour.mean()
-
-
-def _unit(rng: np.random.Generator, lowest: float, highest: float) -> np.ndarray:
-    """A random direction with its elevation (degrees) in the given range."""
-    elevation, azimuth = np.radians(rng.uniform(lowest, highest)), rng.uniform(0, 2 * np.pi)
-    return np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
-
-
 def _sky(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     """Sun, sky gradient, clouds, ground."""
     height, width = d.shape[:2]
     y = d[..., 1]
     elevation = rng.uniform(3, 75)
-    sun = _unit(rng, elevation, elevation)
+    sun = random_direction(rng, elevation, elevation)
     low_sun = np.clip(1 - elevation / 35, 0, 1)
     zenith = np.array([0.25, 0.45, 1.0]) * rng.uniform(0.5, 1.2) * np.exp(rng.normal(0, 0.15, 3))
     horizon = (1 - low_sun) * np.array([0.75, 0.88, 1.0]) + low_sun * np.array([1.3, 0.8, 0.5]) * rng.uniform(0.6, 1.4)
@@ -114,7 +100,7 @@ def _sky(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     cloud = (smoothstep(1 - cover, 1 - cover + 0.35, noise) if cover > 0 else np.zeros_like(noise)) * smoothstep(0.0, 0.15, y)
     lit = np.array([1.0, 0.97, 0.95]) * (0.6 + 0.9 * noise[..., None]) * rng.uniform(0.7, 1.6) + 0.5 * glow
     sky = sky * (1 - cloud[..., None]) + lit * cloud[..., None]
-    sky = sky + _sun(rng, d, sun, overcast=cover > 0.75)[..., None] * (
+    sky = sky + sun_disc(rng, d, sun, overcast=cover > 0.75)[..., None] * (
         np.array([1.0, 0.95 - 0.35 * low_sun, 0.88 - 0.6 * low_sun]) * (1 - 0.6 * cloud[..., None])
     )
     ground = np.array([0.30, 0.27, 0.22]) * np.exp(rng.normal(0, 0.35, 3)) * rng.uniform(0.3, 1.5)
@@ -123,45 +109,21 @@ def _sky(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     return sky * above[..., None] + ground * (1 - above[..., None])
 
 
-def _sun(rng: np.random.Generator, d: np.ndarray, towards: np.ndarray, overcast: bool) -> np.ndarray:
-    """Radiance of a disc at least two texels wide whose irradiance is 1.5 to 25 (the sky's is near 3), less if overcast."""
-    texel = np.pi / d.shape[0]
-    radius = max(np.radians(rng.uniform(0.8, 4.0)), texel)
-    disc = smoothstep(np.cos(radius + texel), np.cos(max(radius - texel, 0.0)), d @ towards)
-    solid_angle = float((disc * np.sqrt(np.clip(1 - d[..., 1] ** 2, 0, 1))).sum()) * texel**2
-    irradiance = np.exp(rng.uniform(np.log(1.5), np.log(25.0))) * (0.04 if overcast else 1.0)
-    return disc * irradiance / max(solid_angle, 1e-6)
-
-
-def _rectangle(
-    d: np.ndarray, centre: np.ndarray, roll: float, half_width: float, half_height: float, soft: float
-) -> np.ndarray:
-    """Mask of a rectangle on the tangent plane at ``centre``; half sizes are tangents of half angles."""
-    right = np.cross([0.0, 1.0, 0.0], centre)
-    right = right / max(np.linalg.norm(right), 1e-6)
-    up = np.cross(centre, right)
-    right, up = np.cos(roll) * right + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * right
-    depth = d @ centre
-    x, y = np.abs(d @ right) / np.maximum(depth, 1e-3), np.abs(d @ up) / np.maximum(depth, 1e-3)
-    inside = smoothstep(half_width + soft, half_width, x) * smoothstep(half_height + soft, half_height, y)
-    return np.where(depth > 1e-2, inside, 0.0)
-
-
 def _studio(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     """One to six soft boxes, strips and round lamps before a dim background."""
     y = 0.5 + 0.5 * d[..., 1:2]
-    top, bottom = _tint(rng, 0.2) * rng.uniform(0.01, 0.35), _tint(rng, 0.2) * rng.uniform(0.01, 0.25)
+    top, bottom = tint(rng, 0.2) * rng.uniform(0.01, 0.35), tint(rng, 0.2) * rng.uniform(0.01, 0.25)
     image = top * y + bottom * (1 - y)
     for _ in range(int(rng.integers(1, 7))):
-        centre = _unit(rng, -20, 85)
-        colour = _tint(rng, rng.choice([0.08, 0.3, 1.0], p=[0.5, 0.35, 0.15]))
+        centre = random_direction(rng, -20, 85)
+        colour = tint(rng, rng.choice([0.08, 0.3, 1.0], p=[0.5, 0.35, 0.15]))
         if rng.random() < 0.2:
             radius = rng.uniform(0.05, 0.4)
             mask = smoothstep(np.cos(radius * 1.15), np.cos(radius), d @ centre)
             area = np.pi * radius**2
         else:
             half_width, half_height = rng.uniform(0.08, 0.7), rng.uniform(0.08, 0.7)
-            mask = _rectangle(d, centre, rng.uniform(-0.5, 0.5), half_width, half_height, rng.uniform(0.01, 0.08))
+            mask = rectangle(d, centre, rng.uniform(-0.5, 0.5), half_width, half_height, rng.uniform(0.01, 0.08))
             area = 4 * half_width * half_height
         power = rng.uniform(0.4, 3.0) * np.clip(0.4 / area, 0.4, 12.0) ** 0.7
         image = image + mask[..., None] * colour * power
@@ -176,16 +138,16 @@ def _room(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     distance = np.where(d > 0, (size - offset) / np.maximum(np.abs(d), 1e-6), (size + offset) / np.maximum(np.abs(d), 1e-6))
     axis = distance.argmin(-1)
     hit = offset + d * distance.min(-1)[..., None]
-    wall = _tint(rng, 0.15) * rng.uniform(0.08, 0.5)
-    floor = _tint(rng, 0.25) * rng.uniform(0.05, 0.3) * np.array([1.1, 0.95, 0.75])
-    ceiling = _tint(rng, 0.08) * rng.uniform(0.2, 0.6)
+    wall = tint(rng, 0.15) * rng.uniform(0.08, 0.5)
+    floor = tint(rng, 0.25) * rng.uniform(0.05, 0.3) * np.array([1.1, 0.95, 0.75])
+    ceiling = tint(rng, 0.08) * rng.uniform(0.2, 0.6)
     surface = np.where((axis == 1)[..., None], np.where((d[..., 1] > 0)[..., None], ceiling, floor), wall)
     noise = fractal(rng, height, width, 0.65, 4)[..., None]
     image = surface * (0.7 + 0.6 * noise) * (0.5 + 0.5 * np.exp(-0.15 * distance.min(-1)))[..., None]
     for _ in range(int(rng.integers(0, 6))):  # dark and coloured patches: furniture, doors, pictures
-        patch = _rectangle(d, _unit(rng, -40, 15), 0.0, rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5), 0.02)
+        patch = rectangle(d, random_direction(rng, -40, 15), 0.0, rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5), 0.02)
         image = image * (1 - patch[..., None]) + patch[..., None] * rng.uniform(0.02, 0.35, 3)
-    outside = _tint(rng, 0.3) * rng.uniform(3, 25)
+    outside = tint(rng, 0.3) * rng.uniform(3, 25)
     for _ in range(int(rng.integers(1, 4))):  # windows on one of the four walls
         side, sign = int(rng.choice([0, 2])), rng.choice([-1, 1])
         other = 2 - side
@@ -197,8 +159,10 @@ def _room(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
         shade = (0.6 + 0.6 * smoothstep(-h, h, hit[..., 1] - v0))[..., None]
         image = np.where((inside & ~bars)[..., None], outside * shade, image)
     for _ in range(int(rng.integers(0, 4))):  # lamps
-        lamp = _rectangle(d, _unit(rng, 25, 85), rng.uniform(-0.5, 0.5), rng.uniform(0.03, 0.25), rng.uniform(0.03, 0.25), 0.02)
-        image = image + lamp[..., None] * _tint(rng, 0.35) * rng.uniform(3, 20)
+        lamp = rectangle(
+            d, random_direction(rng, 25, 85), rng.uniform(-0.5, 0.5), rng.uniform(0.03, 0.25), rng.uniform(0.03, 0.25), 0.02
+        )
+        image = image + lamp[..., None] * tint(rng, 0.35) * rng.uniform(3, 20)
     return image
 
 
@@ -207,15 +171,25 @@ def _gradients(rng: np.random.Generator, d: np.ndarray) -> np.ndarray:
     image = np.full_like(d, rng.uniform(0.02, 0.3))
     for _ in range(int(rng.integers(2, 8))):
         sharpness = np.exp(rng.uniform(np.log(0.8), np.log(60)))
-        lobe = np.exp((d @ _unit(rng, -60, 90) - 1) * sharpness)
-        image = image + lobe[..., None] * _tint(rng, rng.uniform(0.1, 0.9)) * rng.uniform(0.3, 1.5) * sharpness**0.6
+        lobe = np.exp((d @ random_direction(rng, -60, 90) - 1) * sharpness)
+        image = image + lobe[..., None] * tint(rng, rng.uniform(0.1, 0.9)) * rng.uniform(0.3, 1.5) * sharpness**0.6
     noise = fractal(rng, *d.shape[:2], 0.5, 3)[..., None]
     return image * (1 + rng.uniform(0, 0.8) * (noise - 0.5))
 
 
 _KINDS: dict[str, tuple[float, Callable[[np.random.Generator, np.ndarray], np.ndarray]]] = {
-    "sky": (0.40, _sky),
-    "studio": (0.27, _studio),
-    "room": (0.20, _room),
-    "gradients": (0.13, _gradients),
+    "sky": (0.22, _sky),
+    "studio": (0.14, _studio),
+    "room": (0.14, _room),
+    "gradients": (0.08, _gradients),
+    "softboxes": (0.10, illumination.softboxes),
+    "windows": (0.08, illumination.windows),
+    "spotlights": (0.06, illumination.spotlights),
+    "street night": (0.05, illumination.street_night),
+    "overcast": (0.05, illumination.overcast),
+    "sunset": (0.05, illumination.sunset),
+    "canopy": (0.03, illumination.canopy),
 }
+
+#: Names of the kinds of procedural panoramas.
+PANORAMA_KINDS = tuple(_KINDS)

@@ -1,109 +1,55 @@
-"""Procedural meshes with texture coordinates. Everything is a triangle mesh, so that all scenes share one kernel."""
+"""Simple closed shapes, and `random_shape`, which draws one of these or of the richer ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int
 
-#: Texture coordinates stay in [0, MAX_UV): `renderer` stores the slot of a mesh in the whole multiples above it.
-MAX_UV = 32.0
-_SurfaceFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.datagen.compositions import composition
+from diffusion_renderer.datagen.meshes import (
+    MAX_UV,
+    Mesh,
+    SurfaceFunction,
+    centred,
+    flat_shaded,
+    joined,
+    oriented,
+    surface,
+    transformed,
+)
+from diffusion_renderer.datagen.profiles import extrusion, sweep, turned_piece, vessel
+from diffusion_renderer.datagen.solids import boolean, displaced
 
+__all__ = [
+    "MAX_UV",
+    "SHAPE_KINDS",
+    "Mesh",
+    "blob",
+    "capsule",
+    "centred",
+    "cone",
+    "cuboid",
+    "cylinder",
+    "flat_shaded",
+    "joined",
+    "oriented",
+    "plane",
+    "random_shape",
+    "rounded_box",
+    "sphere",
+    "superquadric",
+    "surface",
+    "torus",
+    "transformed",
+    "vase",
+]
 
-@dataclass(frozen=True)
-class Mesh:
-    """Triangles with one normal and one texture coordinate per vertex; counter-clockwise seen from outside."""
-
-    positions: Float[np.ndarray, "vertices 3"]
-    normals: Float[np.ndarray, "vertices 3"]
-    uv: Float[np.ndarray, "vertices 2"]
-    faces: Int[np.ndarray, "faces 3"]
-    name: str = "mesh"
-
-
-def surface(function: _SurfaceFunction, columns: int, rows: int) -> Mesh:
-    """The mesh of ``function(u, v) -> positions`` over the unit square, with normals by central differences.
-
-    Normals point away from the origin on average, so the surface should enclose it or face away from it.
-    """
-    u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0, 1, rows + 1))
-    u, v = u.ravel(), v.ravel()
-    positions = function(u, v)
-    # A little inside of the border: at the poles of a sphere one derivative vanishes.
-    step = 1e-4
-    inner_u, inner_v = np.clip(u, 2 * step, 1 - 2 * step), np.clip(v, 2 * step, 1 - 2 * step)
-    along_u = function(inner_u + step, inner_v) - function(inner_u - step, inner_v)
-    along_v = function(inner_u, inner_v + step) - function(inner_u, inner_v - step)
-    normals = np.cross(along_u, along_v)
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    outwards = positions / np.maximum(np.linalg.norm(positions, axis=-1, keepdims=True), 1e-9)
-    normals = normals / np.maximum(length, 1e-30)
-    if (normals * positions).sum() < 0:
-        normals = -normals
-    normals = np.where(length > 1e-14, normals, outwards)
-    return oriented(Mesh(positions, normals, np.stack((u, v), -1), _grid_faces(columns, rows)))
-
-
-def _grid_faces(columns: int, rows: int) -> np.ndarray:
-    corner = (np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)).ravel()
-    a, b, c, d = corner, corner + 1, corner + columns + 2, corner + columns + 1
-    return np.concatenate((np.stack((a, b, c), -1), np.stack((a, c, d), -1)))
-
-
-def oriented(mesh: Mesh) -> Mesh:
-    """Turn the triangles so that they wind counter-clockwise around their normals; drop those without area."""
-    a, b, c = (mesh.positions[mesh.faces[:, i]] for i in range(3))
-    face = np.cross(b - a, c - a)
-    agree = (face * mesh.normals[mesh.faces].sum(1)).sum(-1)
-    faces = np.where((agree < 0)[:, None], mesh.faces[:, [0, 2, 1]], mesh.faces)
-    return replace(mesh, faces=faces[np.linalg.norm(face, axis=-1) > 1e-12])
-
-
-def joined(*meshes: Mesh) -> Mesh:
-    """Several meshes as one."""
-    offsets = np.cumsum([0] + [len(mesh.positions) for mesh in meshes[:-1]])
-    return Mesh(
-        np.concatenate([mesh.positions for mesh in meshes]),
-        np.concatenate([mesh.normals for mesh in meshes]),
-        np.concatenate([mesh.uv for mesh in meshes]),
-        np.concatenate([mesh.faces + offset for mesh, offset in zip(meshes, offsets, strict=True)]),
-        meshes[0].name,
-    )
-
-
-def transformed(mesh: Mesh, matrix: Float[np.ndarray, "3 3"], offset: Float[np.ndarray, 3]) -> Mesh:
-    """``matrix @ p + offset`` for every vertex; normals by the inverse transpose. ``matrix`` must not mirror."""
-    normals = mesh.normals @ np.linalg.inv(matrix)
-    normals = normals / np.linalg.norm(normals, axis=-1, keepdims=True)
-    return replace(mesh, positions=mesh.positions @ matrix.T + offset, normals=normals)
-
-
-def flat_shaded(mesh: Mesh) -> Mesh:
-    """Every triangle with its own vertices and its own normal."""
-    corners = mesh.positions[mesh.faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-30)
-    return Mesh(
-        corners.reshape(-1, 3),
-        np.repeat(normals, 3, axis=0),
-        mesh.uv[mesh.faces].reshape(-1, 2),
-        np.arange(3 * len(mesh.faces)).reshape(-1, 3),
-        mesh.name,
-    )
-
-
-def centred(mesh: Mesh) -> Mesh:
-    """Moved and scaled so that the bounding box is centred at the origin and the farthest vertex is at distance 1."""
-    middle = (mesh.positions.min(0) + mesh.positions.max(0)) / 2
-    radius = np.linalg.norm(mesh.positions - middle, axis=-1).max()
-    return replace(mesh, positions=(mesh.positions - middle) / radius)
-
-
-# --- the shapes -------------------------------------------------------------------------------------------------------
+#: What `random_shape` may be asked for: everything; the paper's cubes, spheres and cylinders; everything but these.
+SHAPE_KINDS = ("all", "primitives", "rich")
 
 
 def plane(half_size: float, repeats: float) -> Mesh:
@@ -128,7 +74,7 @@ def _sphere_direction(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.stack((np.sin(phi) * np.sin(theta), np.cos(theta), np.cos(phi) * np.sin(theta)), -1)
 
 
-def _lathe(radius: Callable[[np.ndarray], np.ndarray], height: Callable[[np.ndarray], np.ndarray]) -> _SurfaceFunction:
+def _lathe(radius: Callable[[np.ndarray], np.ndarray], height: Callable[[np.ndarray], np.ndarray]) -> SurfaceFunction:
     """The surface of revolution of a profile ``(radius(v), height(v))`` about the y axis."""
 
     def function(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -198,7 +144,8 @@ def superquadric(rng: np.random.Generator) -> Mesh:
     e1, e2 = rng.uniform(0.25, 1.9, 2)
 
     def power(x: np.ndarray, e: float) -> np.ndarray:
-        return np.sign(x) * np.abs(x) ** e
+        # sin(2 pi) in floating point, raised to the power 0.25, would leave a gap of 1e-4 at the seam.
+        return np.where(np.abs(x) < 1e-12, 0.0, np.sign(x) * np.abs(x) ** e)
 
     def function(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         phi, theta = 2 * np.pi * u, np.pi * (v - 0.5)
@@ -251,7 +198,7 @@ def _box(radius: float, cells: int) -> Mesh:
     return joined(*parts)
 
 
-def _sharp(axis: int, sign: float) -> _SurfaceFunction:
+def _sharp(axis: int, sign: float) -> SurfaceFunction:
     def function(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         p = np.zeros((len(u), 3))
         p[:, axis], p[:, (axis + 1) % 3], p[:, (axis + 2) % 3] = sign, 2 * u - 1, 2 * v - 1
@@ -260,26 +207,65 @@ def _sharp(axis: int, sign: float) -> _SurfaceFunction:
     return function
 
 
-_SHAPES: dict[str, tuple[float, Callable[[np.random.Generator], Mesh]]] = {
-    "cuboid": (0.13, lambda rng: cuboid()),
-    "rounded box": (0.12, rounded_box),
-    "sphere": (0.16, lambda rng: sphere()),
-    "cylinder": (0.11, cylinder),
-    "cone": (0.07, cone),
-    "torus": (0.09, torus),
-    "capsule": (0.06, capsule),
-    "superquadric": (0.08, superquadric),
-    "blob": (0.10, blob),
-    "vase": (0.08, vase),
+def _displaced(rng: np.random.Generator) -> Mesh:
+    bases = (rounded_box, torus, capsule, superquadric, cylinder_like)
+    base = sphere(72, 40) if rng.random() < 0.3 else bases[int(rng.integers(0, len(bases)))](rng)
+    return displaced(rng, base)
+
+
+def cylinder_like(rng: np.random.Generator) -> Mesh:
+    """A cylinder with rounded rims, fine enough everywhere to be bent or displaced."""
+    h, edge = rng.uniform(0.4, 1.5), rng.uniform(6, 14)
+
+    def radius(v: np.ndarray) -> np.ndarray:
+        return (1 - np.abs(2 * v - 1) ** edge) ** (1 / edge)
+
+    return surface(_lathe(radius, lambda v: h * (1 - 2 * v)), 64, 48)
+
+
+_PRIMITIVES: dict[str, tuple[float, Callable[[np.random.Generator], Mesh]]] = {
+    "cuboid": (0.34, lambda rng: cuboid()),
+    "sphere": (0.33, lambda rng: sphere()),
+    "cylinder": (0.33, cylinder),
 }
 
+_RICH: dict[str, tuple[float, Callable[[np.random.Generator], Mesh]]] = {
+    "rounded box": (0.08, rounded_box),
+    "cone": (0.05, cone),
+    "torus": (0.05, torus),
+    "capsule": (0.04, capsule),
+    "superquadric": (0.06, superquadric),
+    "blob": (0.06, blob),
+    "vase": (0.05, vase),
+    "displaced": (0.09, _displaced),
+    "boolean": (0.14, boolean),
+    "vessel": (0.08, vessel),
+    "turned piece": (0.07, turned_piece),
+    "sweep": (0.08, sweep),
+    "extrusion": (0.08, extrusion),
+    "composition": (0.07, composition),
+}
 
-def random_shape(rng: np.random.Generator) -> Mesh:
-    """A random shape, stretched at random, within the unit sphere, its texture repeated one to four times."""
-    names = list(_SHAPES)
-    name = str(rng.choice(names, p=np.array([_SHAPES[n][0] for n in names])))
-    mesh = _SHAPES[name][1](rng)
+#: Share of primitives among all shapes.
+_PRIMITIVE_SHARE = 0.25
+
+
+def random_shape(rng: np.random.Generator, kinds: str = "all") -> Mesh:
+    """A random shape of `SHAPE_KINDS`, centred within the unit sphere and touching it, +y up, stretched at random.
+
+    Its texture repeats one to four times as often as on the shape as it is made. Raises InputError for an unknown kind, and
+    ModuleNotFoundError where a shape needs the package manifold3d (one of the extra ``data``) and it is missing.
+    """
+    if kinds not in SHAPE_KINDS:
+        raise InputError(f"shapes of a kind among {', '.join(SHAPE_KINDS)}", repr(kinds), "give one of these")
+    if kinds == "all":
+        kinds = "primitives" if rng.random() < _PRIMITIVE_SHARE else "rich"
+    table = _PRIMITIVES if kinds == "primitives" else _RICH
+    weights = np.array([weight for weight, _ in table.values()])
+    name = str(rng.choice(list(table), p=weights / weights.sum()))
+    mesh = table[name][1](rng)
     if name != "sphere" or rng.random() < 0.3:
-        mesh = transformed(mesh, np.diag(np.exp(rng.uniform(-0.4, 0.4, 3))), np.zeros(3))
+        stretch = 0.4 if name not in ("composition", "sweep") else 0.2
+        mesh = transformed(mesh, np.diag(np.exp(rng.uniform(-stretch, stretch, 3))), np.zeros(3))
     repeats = rng.choice([1.0, 2.0, 3.0, 4.0], p=[0.4, 0.3, 0.15, 0.15])
-    return replace(centred(mesh), uv=mesh.uv * repeats, name=name)
+    return replace(centred(mesh), uv=mesh.uv * min(repeats, (MAX_UV - 0.5) / float(mesh.uv.max())), name=name)

@@ -1,4 +1,4 @@
-"""WebDataset shards of rendered clips: writing them side by side in several processes, and reading them."""
+"""WebDataset shards of clips: writing them side by side in several processes, and reading them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import os
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from tqdm import tqdm
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen.encode import decode_clip, encode_clip
-from diffusion_renderer.datagen.generate import render_clip
-from diffusion_renderer.datagen.settings import DatasetSettings, RenderedClip
+from diffusion_renderer.datagen.generate import Unfinished, asset_library, draw, finish, render_unfinished
+from diffusion_renderer.datagen.settings import DatasetSettings, Sample
 from diffusion_renderer.datagen.variant import activate, choose_variant, trust
+
+#: Clips that wait to be traced, and clips that wait to be finished, in every process.
+_AHEAD = 2
 
 
 def generate_shards(
@@ -40,33 +44,57 @@ def generate_shards(
 ) -> dict[str, Any]:
     """Render clips 0 .. ``clips`` - 1 of dataset ``seed`` into ``out/shard-{i:06d}.tar`` and list them in ``out/index.json``.
 
-    Shard i holds clips i * shard_size and up. A shard is written under a name ending in .part and renamed when it is complete;
-    a run that was interrupted continues with the shards that are missing. After ``max_minutes`` no new shard is started, so a
-    run may last longer by the time of one shard. Returns the contents of index.json.
+    Shard i holds clips i * shard_size and up, and depends on nothing else. A shard is written under a name ending in .part and
+    renamed when it is complete; a run that was interrupted continues with the shards that are missing. After ``max_minutes`` no
+    new shard is started, so a run may last longer by the time of one shard. ``workers`` processes render at once; 0 takes one
+    per core, or a single one on a GPU. Returns the contents of index.json, in which ``skipped`` names the assets that could not
+    be used and why.
 
     Raises InputError when ``out`` holds a dataset of another seed, shard size or other settings.
     """
     settings = settings or DatasetSettings()
-    for name, value in (("clips", clips), ("shard_size", shard_size), ("workers", workers)):
-        if value < 1:
-            raise InputError(f"{name} of at least 1", str(value), "give a positive number")
+    for name, value, least in (("clips", clips, 1), ("shard_size", shard_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise InputError(f"{name} of at least {least}", str(value), "give a larger number")
+    asset_library(settings)  # complains about folders that are not there before anything is written
     out = Path(out)
     identity = {"seed": seed, "shard_size": shard_size, "settings": settings.to_json()}
-    _claim(out, identity)
+    found = _claim(out, identity)
     # Settled here, so that the worker processes need not probe again.
     settings = replace(settings, variant=choose_variant(settings.variant))
+    workers = workers or (1 if settings.variant.startswith("cuda") else os.cpu_count() or 1)
     spans = {i: range(i * shard_size, min((i + 1) * shard_size, clips)) for i in range(-(-clips // shard_size))}
     missing = [i for i in spans if not _complete(shard_path(out, i), len(spans[i]))]
     deadline = None if max_minutes is None else time.time() + 60 * max_minutes
     bar = tqdm(total=clips, initial=clips - sum(len(spans[i]) for i in missing), unit="clip", disable=not progress)
     jobs = [(out, i, spans[i], seed, settings, deadline) for i in missing]
+    skipped: dict[str, str] = dict(found.get("skipped", {}))
     with bar:
         if workers == 1 or len(missing) < 2:
             for job in jobs:
-                _write_shard(*job, bar=bar)
+                skipped |= _write_shard(*job, bar=bar)[1]
         else:
-            _in_processes(jobs, workers, bar)
-    return _write_index(out, identity, list(spans.values()))
+            _in_processes(jobs, workers, bar, skipped)
+    return _write_index(out, identity, list(spans.values()), skipped)
+
+
+def write_samples(
+    out: str | Path, samples: Iterable[Sample], shard_size: int = 64, image_format: str = "png8", progress: bool = True
+) -> dict[str, Any]:
+    """Write samples that come from elsewhere, such as a public data set, as shards; returns the contents of index.json.
+
+    A run that was interrupted starts anew, for samples cannot be counted before they are read.
+    """
+    out = Path(out)
+    identity = {"seed": None, "shard_size": shard_size, "settings": {"format": image_format}}
+    _claim(out, identity)
+    spans, pending, start = [], iter(tqdm(samples, unit="clip", disable=not progress)), 0
+    while group := list(islice(pending, shard_size)):
+        encoded = (encode_clip(sample, image_format) for sample in group)
+        spans.append(range(start, start + len(group)))
+        _write_tar(shard_path(out, len(spans) - 1), zip(spans[-1], encoded, strict=True))
+        start += len(group)
+    return _write_index(out, identity, spans, {})
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -74,8 +102,8 @@ def shard_path(out: Path, index: int) -> Path:
     return out / f"shard-{index:06d}.tar"
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Make the folder, or check that what is in it was asked for in the same way."""
+def _claim(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Make the folder, or check that what is in it was asked for in the same way; returns the index found there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,8 +120,9 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
                 f"another {', '.join(differs)} in {index}",
                 "use a new output folder",
             )
-    else:
-        _replace_text(index, json.dumps({**identity, "complete": False, "clips": 0, "shards": []}, indent=1) + "\n")
+        return found
+    _replace_text(index, json.dumps({**identity, "complete": False, "clips": 0, "shards": []}, indent=1) + "\n")
+    return {}
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -110,7 +139,7 @@ def _complete(path: Path, clips: int) -> bool:
         return sum(name.endswith("/clip.json") for name in tar.getnames()) == clips
 
 
-def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm) -> None:
+def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm, skipped: dict[str, str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # Dr.Jit and torch have threads already, which do not survive a fork
     with ProcessPoolExecutor(
@@ -119,7 +148,9 @@ def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm) -> None:
         futures = [pool.submit(_write_shard, *job) for job in jobs]
         try:
             for future in as_completed(futures):
-                bar.update(future.result())
+                done, reasons = future.result()
+                bar.update(done)
+                skipped |= reasons
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -154,25 +185,54 @@ def _write_shard(
     settings: DatasetSettings,
     deadline: float | None,
     bar: tqdm | None = None,
-) -> int:
-    """Render and write one shard; returns its number of clips, or 0 when the time was up before it began."""
+) -> tuple[int, dict[str, str]]:
+    """Render and write one shard; returns its number of clips, 0 when the time was up before it began, and skipped assets."""
     if deadline is not None and time.time() > deadline:
-        return 0
-    path = shard_path(out, index)
+        return 0, {}
+    _write_tar(shard_path(out, index), _encoded_clips(span, seed, settings), bar)
+    library = asset_library(settings)
+    return len(span), {} if library is None else dict(library.skipped)
+
+
+def _encoded_clips(span: range, seed: int, settings: DatasetSettings) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """Clips and their files, in order. While one is traced, the next is drawn and the ones before are denoised and encoded.
+
+    At most `_AHEAD` clips wait at either end, so memory does not grow with the length of the data set.
+    """
+
+    def finished(unfinished: Unfinished) -> dict[str, bytes]:
+        return encode_clip(finish(unfinished, settings), settings.format)
+
+    with ThreadPoolExecutor(1) as drawers, ThreadPoolExecutor(1) as finishers:
+        waiting = deque(drawers.submit(draw, seed, clip, settings) for clip in span[:_AHEAD])
+        ending: deque[tuple[int, Future]] = deque()
+        for position, clip in enumerate(span):
+            drawn = waiting.popleft().result()
+            if position + _AHEAD < len(span):
+                waiting.append(drawers.submit(draw, seed, span[position + _AHEAD], settings))
+            ending.append((clip, finishers.submit(finished, render_unfinished(drawn, settings))))
+            if len(ending) > _AHEAD:
+                number, future = ending.popleft()
+                yield number, future.result()
+        for number, future in ending:
+            yield number, future.result()
+
+
+def _write_tar(path: Path, clips: Iterable[tuple[int, dict[str, bytes]]], bar: tqdm | None = None) -> None:
+    """A shard of these clips' files; it has its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for clip in span:
-            for name, data in encode_clip(render_clip(seed, clip, settings)).items():
+        for clip, files in clips:
+            for name, data in files.items():
                 entry = tarfile.TarInfo(f"{clip:08d}/{name}")
                 entry.size, entry.mode = len(data), 0o644
                 tar.addfile(entry, io.BytesIO(data))
             if bar is not None:
                 bar.update(1)
     part.replace(path)
-    return len(span)
 
 
-def _write_index(out: Path, identity: dict[str, Any], spans: list[range]) -> dict[str, Any]:
+def _write_index(out: Path, identity: dict[str, Any], spans: list[range], skipped: dict[str, str]) -> dict[str, Any]:
     shards = []
     for index, span in enumerate(spans):
         path = shard_path(out, index)
@@ -180,13 +240,20 @@ def _write_index(out: Path, identity: dict[str, Any], spans: list[range]) -> dic
             digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
             shards.append({"name": path.name, "clips": len(span), "bytes": path.stat().st_size, "sha256": digest})
     clips = sum(shard["clips"] for shard in shards)
-    frames = clips * identity["settings"]["frames"]
-    summary = {**identity, "complete": len(shards) == len(spans), "clips": clips, "frames": frames, "shards": shards}
+    summary = {
+        **identity,
+        "complete": len(shards) == len(spans),
+        "clips": clips,
+        "skipped": dict(sorted(skipped.items())),
+        "shards": shards,
+    }
+    if "frames" in identity["settings"]:
+        summary["frames"] = clips * identity["settings"]["frames"]
     _replace_text(out / "index.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def read_shards(folder: str | Path) -> Iterator[RenderedClip]:
+def read_shards(folder: str | Path) -> Iterator[Sample]:
     """Every clip of a dataset, shard by shard, in order. Raises InputError when there is no complete shard."""
     paths = sorted(Path(folder).glob("shard-*.tar"))
     if not paths:
@@ -195,7 +262,7 @@ def read_shards(folder: str | Path) -> Iterator[RenderedClip]:
         yield from read_shard(path)
 
 
-def read_shard(path: str | Path) -> Iterator[RenderedClip]:
+def read_shard(path: str | Path) -> Iterator[Sample]:
     """The clips of one shard, in order. Raises InputError when it is not a whole shard of this data engine."""
     try:
         with tarfile.open(path) as tar:

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.encoding import encode_buffer
 from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
-from diffusion_renderer.datagen import RenderedClip
+from diffusion_renderer.datagen import Sample
 from diffusion_renderer.evaluation.baselines import base_color_times_light, best_constant, best_constant_normal
 from diffusion_renderer.evaluation.metrics import ANGLE, PSNR, RMSE, Metric
 from diffusion_renderer.evaluation.tables import Table
@@ -53,11 +53,11 @@ class Score:
 COLUMNS = ("buffer", "metric", "model", "baseline", "baseline is", "model against it", "clips won")
 
 
-def _masks(clips: Sequence[RenderedClip]) -> list[Bool[Tensor, "frames 1 height width"]]:
+def _masks(clips: Sequence[Sample]) -> list[Bool[Tensor, "frames 1 height width"]]:
     return [clip.gbuffer.mask if clip.gbuffer.mask is not None else torch.isfinite(clip.gbuffer.depth) for clip in clips]
 
 
-def _gathered(clips: Sequence[RenderedClip], masks: Sequence[Tensor], name: str) -> Float[Tensor, "count channels"]:
+def _gathered(clips: Sequence[Sample], masks: Sequence[Tensor], name: str) -> Float[Tensor, "count channels"]:
     """Every valid value of a buffer, over all clips."""
     parts = (
         rearrange(encoded(clip.gbuffer, name), "f c h w -> f h w c")[m[:, 0]] for clip, m in zip(clips, masks, strict=True)
@@ -78,7 +78,7 @@ def _score(what: str, metric: Metric, name: str, pairs: Iterable[tuple[Tensor, T
     return Score(what, metric, model, baseline, name, sum(metric.better(a, b) for a, b in figures), len(figures))
 
 
-def score_inverse(clips: Sequence[RenderedClip], inverse: Inverse, tick: Callable[[], None] = lambda: None) -> list[Score]:
+def score_inverse(clips: Sequence[Sample], inverse: Inverse, tick: Callable[[], None] = lambda: None) -> list[Score]:
     """Score an inverse renderer: every buffer against the best constant, base colour also against the input frame."""
     masks = _masks(clips)
     estimates = []
@@ -104,7 +104,7 @@ def score_inverse(clips: Sequence[RenderedClip], inverse: Inverse, tick: Callabl
 
 
 def score_forward(
-    clips: Sequence[RenderedClip],
+    clips: Sequence[Sample],
     forward: Callable[[GBuffer, EnvironmentMap, Tensor], Clip],
     tick: Callable[[], None] = lambda: None,
 ) -> list[Score]:
@@ -113,7 +113,7 @@ def score_forward(
     everywhere = [torch.ones_like(truth[:, :1], dtype=torch.bool) for truth in truths]
     estimates = []
     for clip in clips:
-        estimates.append(forward(clip.gbuffer, clip.environment, clip.camera.rotation).frames)
+        estimates.append(forward(clip.gbuffer, clip.environment, clip.lookup).frames)
         tick()
     mean_image = torch.stack([truth.mean(dim=0) for truth in truths]).mean(dim=0)
     baselines = {

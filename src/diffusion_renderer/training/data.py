@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
-from diffusion_renderer.datagen import EVALUATION_SEED, RenderedClip, read_shard
+from diffusion_renderer.datagen import EVALUATION_SEED, Sample, read_shard
 
 #: The images of a frame, in the order of `FrameStore.images`: the input video, then the groups of the `tiny` preset.
 GROUPS = (("basecolor",), ("normal",), ("depth", "roughness", "metallic"))
@@ -65,7 +65,7 @@ class FrameStore:
         return index[self.clip[index] == self.clip[index + frames - 1]]
 
 
-def store_clips(clips: list[RenderedClip]) -> FrameStore:
+def store_clips(clips: list[Sample]) -> FrameStore:
     """Pack rendered clips of one size into a `FrameStore`."""
     images, owner, rotation, light = [], [], [], []
     for number, item in enumerate(clips):
@@ -76,7 +76,7 @@ def store_clips(clips: list[RenderedClip]) -> FrameStore:
         frames[:, kind, channel][hit] = frames[:, kind, channel][hit].clamp_max(254)
         images.append(frames)
         owner.append(torch.full((len(item.clip),), number))
-        rotation.append(item.camera.rotation)
+        rotation.append(item.lookup)
         light.append(torch.nn.functional.interpolate(item.environment.radiance[None], size=(64, 128), mode="area")[0])
     return FrameStore((torch.cat(images),), torch.cat(owner), torch.cat(rotation), torch.stack(light))
 
