@@ -78,7 +78,9 @@ def throughput(settings: DatasetSettings, clips: int, workers: int) -> float:
         for name, count in (("few", few), ("many", many)):
             start = time.perf_counter()
             size = max(1, count // (4 * workers))
-            generate_shards(Path(folder) / name, settings, clips=count, shard_size=size, seed=SEED, workers=workers, progress=False)
+            generate_shards(
+                Path(folder) / name, settings, clips=count, shard_size=size, seed=SEED, workers=workers, progress=False
+            )
             seconds.append(time.perf_counter() - start)
     return clips * settings.frames / (seconds[1] - seconds[0])
 
@@ -129,7 +131,9 @@ def main() -> None:
         settings = replace(base, width=128, height=128, frames=8, samples=16, variant=variant)
         workers = os.cpu_count() or 1
         rate = throughput(settings, 100, workers)
-        print(f"\n100 clips of 8 frames, 128x128, 16 samples, denoised, {workers} processes: {rate:.1f} frames/s after start-up")
+        print(
+            f"\n100 clips of 8 frames, 128x128, 16 samples, denoised, {workers} processes: {rate:.1f} frames/s after start-up"
+        )
     if options.memory:
         print("\nResident memory of one process:")
         memory(replace(base, frames=2, width=64, height=64, samples=4, variant=variant), options.memory)

@@ -55,7 +55,10 @@ def test_boxes_overlap_but_meshes_do_not() -> None:
     # Two rods crossing at different heights: boxes overlap, triangles are apart, neither's middle is in the other's box.
     rod = Body(solid(scaled(cuboid(), 2.0, 0.1, 0.1), GREY))
     bridge = solid(
-        joined(scaled(cuboid(), 0.1, 0.1, 2.0, offset=(1.0, 0.5, 0.0)), scaled(cuboid(), 0.1, 1.0, 0.1, offset=(1.0, -0.5, 2.0))), GREY
+        joined(
+            scaled(cuboid(), 0.1, 0.1, 2.0, offset=(1.0, 0.5, 0.0)), scaled(cuboid(), 0.1, 1.0, 0.1, offset=(1.0, -0.5, 2.0))
+        ),
+        GREY,
     )
     occupied = Occupied()
     occupied.add(rod, at(np.zeros(3)))
@@ -198,5 +201,3 @@ def test_wrong_settings_are_named() -> None:
         DatasetSettings(family="scene")
     with pytest.raises(InputError, match="png16"):
         DatasetSettings(format="png-16")
-
-

@@ -339,7 +339,10 @@ def test_radiance_is_that_of_mitsubas_own_path_tracer(settings: DatasetSettings)
     mi = activate(settings.variant)
     spec = scene(
         solid(plane(2.0, 1.0), constant_material((0.7, 0.3, 0.2), 0.4, 0.0)),
-        solid(replace(sphere(), positions=0.6 * sphere().positions + [0.0, 0.6, 0.0]), constant_material((0.9, 0.8, 0.5), 0.3, 1.0)),
+        solid(
+            replace(sphere(), positions=0.6 * sphere().positions + [0.0, 0.6, 0.0]),
+            constant_material((0.9, 0.8, 0.5), 0.3, 1.0),
+        ),
         radiance=smooth_panorama(),
     )
     ours = relight(spec, spec.environment.radiance, None, replace(settings, samples=256), settings.variant, 0)

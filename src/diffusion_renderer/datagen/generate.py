@@ -103,9 +103,7 @@ def render_scene(spec: SceneSpec, settings: DatasetSettings, mitsuba_seed: int =
     """Render a scene under its own panorama, set the exposure, and multiply the panorama by it."""
     sample = finish(render_unfinished(Drawn(spec, 0, 0, mitsuba_seed), settings), settings)
     meta = {key: value for key, value in sample.meta.items() if key not in ("seed", "index")} | {"name": name}
-    return replace(
-        sample, clip=replace(sample.clip, name=name), gbuffer=replace(sample.gbuffer, name=name), meta=meta
-    )
+    return replace(sample, clip=replace(sample.clip, name=name), gbuffer=replace(sample.gbuffer, name=name), meta=meta)
 
 
 def _developed(

@@ -46,7 +46,9 @@ def slots_of(spec: SceneSpec) -> tuple[Slot, ...]:
     """
     used = [Slot(part, owner) for owner, item in enumerate(spec.objects) for part in item.parts]
     if len(used) > SLOTS[-1]:
-        raise InputError(f"a scene of at most {SLOTS[-1]} parts", str(len(used)), "use fewer objects, or ones of fewer materials")
+        raise InputError(
+            f"a scene of at most {SLOTS[-1]} parts", str(len(used)), "use fewer objects, or ones of fewer materials"
+        )
     count = next(number for number in SLOTS if number >= len(used))
     return (*used, *[Slot(_filler(used[-1].part.mesh), -1)] * (count - len(used)))
 

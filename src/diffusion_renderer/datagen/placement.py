@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,7 +30,9 @@ def rotation_to_rest(rng: np.random.Generator, item: SceneObject) -> Float[np.nd
     # qhull's equations hold outward normals; a face and its neighbours in the same plane have equal ones.
     normal = hull.equations[:, :3]
     centre = points[hull.vertices].mean(0)
-    reach = np.linalg.norm(corners.mean(1) - centre - normal * ((corners.mean(1) - centre) * normal).sum(-1, keepdims=True), axis=-1)
+    reach = np.linalg.norm(
+        corners.mean(1) - centre - normal * ((corners.mean(1) - centre) * normal).sum(-1, keepdims=True), axis=-1
+    )
     stable = reach < 1.5 * np.sqrt(area)
     weight = np.where(stable, area, 0.0) if (stable & (area > 0)).any() else area
     chosen = int(rng.choice(len(weight), p=weight / weight.sum()))

@@ -78,7 +78,15 @@ class DatasetSettings:
     variant: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("width", 8), ("height", 8), ("samples", 1), ("depth", 1), ("buffer_samples", 1), ("lights", 1)):
+        for name, least in (
+            ("frames", 1),
+            ("width", 8),
+            ("height", 8),
+            ("samples", 1),
+            ("depth", 1),
+            ("buffer_samples", 1),
+            ("lights", 1),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} of at least {least}", str(getattr(self, name)), "give a larger number")
         for name in ("panorama_probability", "objects_share"):
