@@ -1,4 +1,4 @@
-"""Where things stand and how they move: nothing floats, sinks in or meets another thing at any time. None of it needs Mitsuba."""
+"""Where things stand and how they move: nothing floats, sinks in or meets another thing at any time. Needs no Mitsuba."""
 
 from __future__ import annotations
 

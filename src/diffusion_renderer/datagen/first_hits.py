@@ -16,11 +16,16 @@ from diffusion_renderer.datagen.material_table import look_up, material_table
 from diffusion_renderer.datagen.mitsuba_scene import UV_STRIDE, MitsubaScene, sensor
 from diffusion_renderer.datagen.settings import DatasetSettings
 from diffusion_renderer.datagen.shapes import MAX_UV
-from diffusion_renderer.datagen.tracing import MAX_OBJECTS
+from diffusion_renderer.datagen.tracing import MAX_OBJECTS, MAX_PATHS
 
 
-def hit_means(built: MitsubaScene, frames: slice, settings: DatasetSettings) -> Float[Tensor, "frames sums height width"]:
-    """The channels of `tracing.HIT_CHANNELS`; ``built`` must have been made with ``separate_uv``."""
+def hit_means(built: MitsubaScene, settings: DatasetSettings) -> Float[Tensor, "frames sums height width"]:
+    """The channels of `tracing.HIT_CHANNELS` of all frames; ``built`` must have been made with ``separate_uv``."""
+    longest = max(1, MAX_PATHS // (settings.width * settings.height * settings.buffer_samples**2))
+    return torch.cat([_run_means(built, frames, settings) for frames in built.runs(longest)])
+
+
+def _run_means(built: MitsubaScene, frames: slice, settings: DatasetSettings) -> Float[Tensor, "frames sums height width"]:
     mi, n = built.mi, settings.buffer_samples
     camera = built.spec.camera[frames]
     built.stand(frames.start)
@@ -47,8 +52,8 @@ def bumped(
 ) -> Float[Tensor, "hits 3"]:
     """The shading normal of Mitsuba's ``twosided(normalmap(...))``.
 
-    ``local`` is given in the frame whose z axis is the interpolated normal and whose x axis lies along growing u. A surface seen
-    from behind is the mirror image of its front in that frame's xy plane.
+    ``local`` is given in the frame whose z axis is the interpolated normal and whose x axis lies along growing u. A surface
+    seen from behind is the mirror image of its front in that frame's xy plane.
     """
     unit = torch.nn.functional.normalize
     s = unit(tangent - normal * (normal * tangent).sum(-1, keepdim=True), dim=-1)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float
+from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Camera
@@ -116,7 +118,7 @@ class MitsubaScene:
                 end += 1
             pieces = -(-(end - start) // longest)
             bounds = np.linspace(start, end, pieces + 1).round().astype(int).tolist()
-            yield from (slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+            yield from (slice(a, b) for a, b in pairwise(bounds))
             start = end
 
     def stand(self, frame: int) -> None:
@@ -147,30 +149,50 @@ def sensor(mi: Any, camera: Camera, width: int, height: int, samples: int, centr
     """
     description: dict[str, Any] = {
         "type": "batch",
-        "film": {
-            "type": "hdrfilm",
-            "width": width * len(camera),
-            "height": height,
-            "rfilter": {"type": "box"},  # neighbouring pixels stay independent, as the denoiser expects
-            "pixel_format": "rgb",
-            "component_format": "float32",
-        },
-        "sampler": {"type": "independent", "sample_count": samples},
+        "film": _film(width * len(camera), height),
+        "sampler": _sampler(samples),
     }
     if centred:
         description["sampler"] = {"type": "stratified", "sample_count": 1, "jitter": False}
-    # Mitsuba's camera looks along +z with +x to the left; ours along -z with +x to the right.
-    turn = np.diag([-1.0, 1.0, -1.0, 1.0])
-    for index, (pose, fov) in enumerate(zip(camera.pose, camera.fov_x, strict=True)):
-        description[f"frame{index:04d}"] = {
-            "type": "perspective",
-            "fov": float(fov),
-            "fov_axis": "x",
-            "near_clip": 1e-3,
-            "far_clip": 1e4,
-            "to_world": mi.ScalarTransform4f(pose.double().numpy() @ turn),
-        }
+    for index in range(len(camera)):
+        description[f"frame{index:04d}"] = _perspective(mi, camera, index)
     return mi.load_dict(description)
+
+
+def single_sensor(mi: Any, camera: Camera, width: int, height: int, samples: int) -> Any:
+    """The first frame of ``camera`` on a film of its own; later frames by setting ``to_world``."""
+    return mi.load_dict({**_perspective(mi, camera, 0), "film": _film(width, height), "sampler": _sampler(samples)})
+
+
+def mitsuba_pose(pose: Float[Tensor, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """Mitsuba's camera looks along +z with +x to the left; ours along -z with +x to the right."""
+    return pose.double().numpy() @ np.diag([-1.0, 1.0, -1.0, 1.0])
+
+
+def _perspective(mi: Any, camera: Camera, index: int) -> dict[str, Any]:
+    return {
+        "type": "perspective",
+        "fov": float(camera.fov_x[index]),
+        "fov_axis": "x",
+        "near_clip": 1e-3,
+        "far_clip": 1e4,
+        "to_world": mi.ScalarTransform4f(mitsuba_pose(camera.pose[index])),
+    }
+
+
+def _film(width: int, height: int) -> dict[str, Any]:
+    return {
+        "type": "hdrfilm",
+        "width": width,
+        "height": height,
+        "rfilter": {"type": "box"},  # neighbouring pixels stay independent, as the denoiser expects
+        "pixel_format": "rgb",
+        "component_format": "float32",
+    }
+
+
+def _sampler(samples: int) -> dict[str, Any]:
+    return {"type": "independent", "sample_count": samples}
 
 
 def path_integrator(depth: int) -> dict[str, Any]:

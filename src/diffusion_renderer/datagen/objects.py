@@ -93,8 +93,8 @@ def placed(
 def unmirrored(mesh: Mesh) -> Mesh:
     """The mesh with its texture laid on so that, seen from outside, v falls upwards when u grows to the right.
 
-    Normal maps take this for granted (see `Material.normal`); on a patch that is laid on mirrored, v is turned round. Patches are
-    what no edge joins.
+    Normal maps take this for granted (see `Material.normal`); on a patch that is laid on mirrored, v is turned round. A patch
+    is what edges join.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components

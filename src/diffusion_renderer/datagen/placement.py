@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -74,27 +76,36 @@ class Body:
     """
 
     def __init__(self, item: SceneObject) -> None:
-        import fcl
-        from scipy.spatial import ConvexHull
-
-        positions, faces, start = item.positions, [], 0
+        self._positions, faces, start = item.positions, [], 0
         for part in item.parts:
             faces.append(part.mesh.faces + start)
             start += len(part.mesh.positions)
-        faces = np.concatenate(faces)
-        hull = ConvexHull(_thinned(positions))
-        self._corners = hull.points[hull.vertices]
+        self._faces = np.concatenate(faces)
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        """FCL's tree of the triangles; most bodies stand so far apart that it is never asked for."""
+        import fcl
+
+        positions, faces = self._positions, self._faces
         if len(faces) > _MAX_COLLISION_FACES:
+            from scipy.spatial import ConvexHull
+
+            hull = ConvexHull(_thinned(positions))
             positions, faces = hull.points, hull.simplices
-        self._model = fcl.BVHModel()
-        self._model.beginModel(len(positions), len(faces))
-        self._model.addSubModel(np.ascontiguousarray(positions, np.float64), np.ascontiguousarray(faces, np.int64))
-        self._model.endModel()
+        model = fcl.BVHModel()
+        model.beginModel(len(positions), len(faces))
+        model.addSubModel(np.ascontiguousarray(positions, np.float64), np.ascontiguousarray(faces, np.int64))
+        model.endModel()
+        return model
 
     def boxes(self, poses: Float[np.ndarray, "poses 4 4"]) -> Float[np.ndarray, "poses 2 3"]:
         """Bounding boxes (low, high) at ``poses``."""
-        points = np.einsum("pij,vj->pvi", poses[:, :3, :3], self._corners) + poses[:, None, :3, 3]
-        return np.stack((points.min(1), points.max(1)), 1)
+        offsets = poses[:, None, :3, 3]
+        if (poses[:, :3, :3] == np.eye(3)).all():
+            return np.stack((self._positions.min(0), self._positions.max(0))) + offsets
+        points = np.einsum("pij,vj->pvi", poses[:, :3, :3], self._positions)
+        return np.stack((points.min(1), points.max(1)), 1) + offsets
 
     def touches(self, pose: Float[np.ndarray, "4 4"], other: Body, other_pose: Float[np.ndarray, "4 4"]) -> bool:
         """Whether two bodies' triangles meet."""

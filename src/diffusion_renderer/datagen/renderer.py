@@ -17,9 +17,6 @@ from diffusion_renderer.datagen.settings import DatasetSettings
 from diffusion_renderer.datagen.tracing import register, trace_frames, trace_radiance
 from diffusion_renderer.datagen.variant import activate
 
-#: Paths in one launch; each takes a few hundred bytes while it is traced. Longer clips are rendered in groups of frames.
-MAX_PATHS = 2**22
-
 
 @dataclass(frozen=True)
 class Traced:
@@ -51,17 +48,12 @@ def trace(spec: SceneSpec, settings: DatasetSettings, variant: str, seed: int) -
     if not scalar:
         register(mi, variant)
     built = MitsubaScene(mi, spec, spec.environment.radiance.numpy(), _numpy(spec.light_rotation), separate_uv=scalar)
-    radiance, hits = [], []
-    for number, frames in enumerate(built.runs(_longest(settings))):
-        if scalar:
-            radiance.append(trace_radiance(built, frames, settings, seed + number))
-            hits.append(hit_means(built, frames, settings))
-        else:
-            light, buffers = trace_frames(built, frames, settings, seed + number)
-            radiance.append(light)
-            hits.append(buffers)
-    gbuffer, coverage, ids = _assemble(torch.cat(hits), spec.camera, settings.fps)
-    return Traced(torch.cat(radiance).clamp_min(0.0), gbuffer, coverage, ids)
+    if scalar:
+        radiance, hits = trace_radiance(built, settings, seed), hit_means(built, settings)
+    else:
+        radiance, hits = trace_frames(built, settings, seed)
+    gbuffer, coverage, ids = _assemble(hits, spec.camera, settings.fps)
+    return Traced(radiance.clamp_min(0.0), gbuffer, coverage, ids)
 
 
 def relight(
@@ -74,19 +66,11 @@ def relight(
 ) -> Float[Tensor, "frames 3 height width"]:
     """Radiance of the scene under another panorama, turned per frame (world directions to the panorama's) or at rest."""
     built = MitsubaScene(activate(variant), spec, radiance.numpy(), _numpy(light_rotation))
-    parts = [
-        trace_radiance(built, frames, settings, seed + number) for number, frames in enumerate(built.runs(_longest(settings)))
-    ]
-    return torch.cat(parts).clamp_min(0.0)
+    return trace_radiance(built, settings, seed).clamp_min(0.0)
 
 
 def _numpy(rotation: Tensor | None) -> np.ndarray | None:
     return None if rotation is None else rotation.double().numpy()
-
-
-def _longest(settings: DatasetSettings) -> int:
-    """Frames that fit into one launch."""
-    return max(1, MAX_PATHS // (settings.width * settings.height * settings.samples))
 
 
 def _assemble(

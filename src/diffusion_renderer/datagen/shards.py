@@ -189,12 +189,12 @@ def _write_shard(
     """Render and write one shard; returns its number of clips, 0 when the time was up before it began, and skipped assets."""
     if deadline is not None and time.time() > deadline:
         return 0, {}
-    _write_tar(shard_path(out, index), _encoded_clips(span, seed, settings), bar)
+    _write_tar(shard_path(out, index), encoded_clips(span, seed, settings), bar)
     library = asset_library(settings)
     return len(span), {} if library is None else dict(library.skipped)
 
 
-def _encoded_clips(span: range, seed: int, settings: DatasetSettings) -> Iterator[tuple[int, dict[str, bytes]]]:
+def encoded_clips(span: range, seed: int, settings: DatasetSettings) -> Iterator[tuple[int, dict[str, bytes]]]:
     """Clips and their files, in order. While one is traced, the next is drawn and the ones before are denoised and encoded.
 
     At most `_AHEAD` clips wait at either end, so memory does not grow with the length of the data set.

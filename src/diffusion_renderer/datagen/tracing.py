@@ -15,46 +15,79 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.types import Camera
 from diffusion_renderer.datagen.material_table import material_table
-from diffusion_renderer.datagen.mitsuba_scene import MitsubaScene, path_integrator, sensor
+from diffusion_renderer.datagen.mitsuba_scene import MitsubaScene, mitsuba_pose, path_integrator, sensor, single_sensor
 from diffusion_renderer.datagen.settings import DatasetSettings
 
+#: Paths in one launch; each takes a few hundred bytes while it is traced. Longer clips are rendered in groups of frames.
+MAX_PATHS = 2**22
 #: Objects of a scene that are told apart in the ids.
 MAX_OBJECTS = 8
-#: Sums over a pixel's hits: hit, base colour (3), roughness, metallic, world normal (3), world position (3), hits of each object.
+#: Sums over a pixel's hits: hit, base colour (3), roughness, metallic, world normal (3), world position (3), hits per object.
 HIT_CHANNELS = 12 + MAX_OBJECTS
 
 
+class Launcher:
+    """Renders runs of frames of one scene with one integrator.
+
+    Where every frame is a launch of its own because the light moves, the launch is recorded once and replayed
+    (`drjit.freeze`): what Mitsuba does in Python before a kernel starts takes longer than a small frame's kernel itself. Not so
+    where an object moves: the replayed kernel then sees the old geometry in some frames (Dr.Jit 1.4, Mitsuba 3.9).
+    """
+
+    def __init__(self, built: MitsubaScene, integrator: Any, settings: DatasetSettings, replay: bool = True) -> None:
+        self.built, self.integrator, self.settings = built, integrator, settings
+        self.runs = list(built.runs(max(1, MAX_PATHS // (settings.width * settings.height * settings.samples))))
+        self._eye = None
+        moving = any(item.poses is not None for item in built.spec.objects)
+        if replay and len(self.runs) > 2 and not moving and not built.mi.variant().startswith("scalar"):
+            self._record()
+
+    def _record(self) -> None:
+        import drjit as dr
+
+        mi, samples = self.built.mi, self.settings.samples
+        self._eye = single_sensor(mi, self.built.spec.camera, self.settings.width, self.settings.height, samples)
+        self._eye_parameters = mi.traverse(self._eye)
+
+        @dr.freeze
+        def render(scene: Any, eye: Any, integrator: Any, seed: Any) -> Any:
+            return mi.render(scene, sensor=eye, integrator=integrator, spp=samples, seed=seed)
+
+        self._render = render
+
+    def launch(self, frames: slice, seed: int) -> Float[Tensor, "frames channels height width"]:
+        """The film of a run; one launch. The same with and without replaying."""
+        mi, settings, camera = self.built.mi, self.settings, self.built.spec.camera[frames]
+        self.built.stand(frames.start)
+        if self._eye is not None and len(camera) == 1:
+            self._eye_parameters["to_world"] = mi.Transform4f(mitsuba_pose(camera.pose[0]))
+            self._eye_parameters.update()
+            film = self._render(self.built.scene, self._eye, self.integrator, mi.UInt32(seed))
+        else:
+            eyes = sensor(mi, camera, settings.width, settings.height, settings.samples)
+            film = mi.render(self.built.scene, sensor=eyes, integrator=self.integrator, spp=settings.samples, seed=seed)
+        image = torch.from_numpy(rearrange(np.array(film), "h (f w) c -> f c h w", f=len(camera)).copy())
+        return torch.nan_to_num(image, nan=0.0, posinf=65504.0, neginf=0.0)
+
+    def all(self, seed: int) -> Float[Tensor, "frames channels height width"]:
+        """All frames."""
+        return torch.cat([self.launch(frames, seed + number) for number, frames in enumerate(self.runs)])
+
+
 def trace_frames(
-    built: MitsubaScene, frames: slice, settings: DatasetSettings, seed: int
+    built: MitsubaScene, settings: DatasetSettings, seed: int
 ) -> tuple[Float[Tensor, "frames 3 height width"], Float[Tensor, "frames sums height width"]]:
-    """Radiance and the means over each pixel's samples of `HIT_CHANNELS`, 0 for samples without a hit; one launch."""
-    mi = built.mi
-    camera = built.spec.camera[frames]
-    built.stand(frames.start)
-    integrator = mi.load_dict({"type": "first_hits_and_path", "max_depth": settings.depth})
+    """Radiance and the means over each pixel's samples of `HIT_CHANNELS`, 0 for samples without a hit."""
+    integrator = built.mi.load_dict({"type": "first_hits_and_path", "max_depth": settings.depth})
     integrator.bind(built)
-    film = _render(mi, built.scene, camera, integrator, settings, seed)
+    film = Launcher(built, integrator, settings).all(seed)
     return film[:, :3], film[:, 3:]
 
 
-def trace_radiance(
-    built: MitsubaScene, frames: slice, settings: DatasetSettings, seed: int
-) -> Float[Tensor, "frames 3 height width"]:
-    """Radiance alone, by Mitsuba's path tracer; one launch, in any variant."""
-    mi = built.mi
-    built.stand(frames.start)
-    return _render(mi, built.scene, built.spec.camera[frames], mi.load_dict(path_integrator(settings.depth)), settings, seed)
-
-
-def _render(
-    mi: Any, scene: Any, camera: Camera, integrator: Any, settings: DatasetSettings, seed: int
-) -> Float[Tensor, "frames channels height width"]:
-    eyes = sensor(mi, camera, settings.width, settings.height, settings.samples)
-    film = np.array(mi.render(scene, sensor=eyes, integrator=integrator, spp=settings.samples, seed=seed))
-    frames = torch.from_numpy(rearrange(film, "h (f w) c -> f c h w", f=len(camera)).copy())
-    return torch.nan_to_num(frames, nan=0.0, posinf=65504.0, neginf=0.0)
+def trace_radiance(built: MitsubaScene, settings: DatasetSettings, seed: int) -> Float[Tensor, "frames 3 height width"]:
+    """Radiance alone, by Mitsuba's path tracer, in any variant."""
+    return Launcher(built, built.mi.load_dict(path_integrator(settings.depth)), settings).all(seed)
 
 
 @functools.cache
