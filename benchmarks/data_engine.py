@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_renderer.datagen import DatasetSettings, generate_shards
-from diffusion_renderer.datagen.encode import encode_clip
+from diffusion_renderer.datagen.engine.mitsuba_scene import MitsubaScene, path_integrator
+from diffusion_renderer.datagen.engine.tracing import Launcher
+from diffusion_renderer.datagen.engine.variant import activate, choose_variant
 from diffusion_renderer.datagen.generate import draw, finish, render_unfinished
-from diffusion_renderer.datagen.mitsuba_scene import MitsubaScene, path_integrator
-from diffusion_renderer.datagen.shards import encoded_clips
-from diffusion_renderer.datagen.tracing import Launcher
-from diffusion_renderer.datagen.variant import activate, choose_variant
+from diffusion_renderer.datagen.store.encode import encode_clip
+from diffusion_renderer.datagen.store.shards import encoded_clips
 
 SEED = 4_096
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusion_renderer.datagen import DEMO_SETTINGS, demo_clip, demo_relit
-from diffusion_renderer.datagen.encode import encode_clip, encode_exr, encode_png
+from diffusion_renderer.datagen.store.encode import encode_clip, encode_exr, encode_png
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import Relit, Sample
-from diffusion_renderer.datagen.encode import encode_clip
+from diffusion_renderer.datagen.store.encode import encode_clip
 
 RADIUS, FLOOR = 0.8, -0.8
 BASECOLOR = torch.tensor([[0.0, 0, 0], [0.4, 0.5, 0.6], [0.8, 0.3, 0.1]])

@@ -28,7 +28,7 @@ from diffusion_renderer.datagen.assets.maps import classify
 from diffusion_renderer.datagen.assets.normals import completed
 from diffusion_renderer.datagen.assets.surface import soup
 from diffusion_renderer.datagen.objects import Asset
-from diffusion_renderer.datagen.shapes import MAX_UV, sphere
+from diffusion_renderer.datagen.procedural.shapes import MAX_UV, sphere
 
 # A closed tetrahedron that winds counter-clockwise seen from outside.
 POINTS = np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])

@@ -15,9 +15,9 @@ from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import GBuffer
 from diffusion_renderer.datagen import Sample
-from diffusion_renderer.datagen.encode import decode_clip, encode_clip
-from diffusion_renderer.datagen.files import decode_exr, decode_layers, decode_png, encode_exr, encode_png
 from diffusion_renderer.datagen.settings import FORMATS
+from diffusion_renderer.datagen.store.encode import decode_clip, encode_clip
+from diffusion_renderer.datagen.store.files import decode_exr, decode_layers, decode_png, encode_exr, encode_png
 from diffusion_renderer.io import read_gbuffer
 
 #: (encoded values in [0, 1], normals): half a step, and for normals half a step per axis of [-1, 1] and the new length.

@@ -14,9 +14,9 @@ from PIL import Image
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import Sample
-from diffusion_renderer.datagen.encode import encode_clip
-from diffusion_renderer.datagen.inspection import chart, choose_clips, inspect, overview_cell, paint
-from diffusion_renderer.datagen.statistics import assets_of, bars, light_levels
+from diffusion_renderer.datagen.store.encode import encode_clip
+from diffusion_renderer.datagen.store.inspection import chart, choose_clips, inspect, overview_cell, paint
+from diffusion_renderer.datagen.store.statistics import assets_of, bars, light_levels
 
 
 def test_everything_is_written_and_counted(tmp_path: Path) -> None:

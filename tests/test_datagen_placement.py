@@ -14,7 +14,6 @@ import torch
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import rotation_y
 from diffusion_renderer.datagen import DatasetSettings
-from diffusion_renderer.datagen.materials import constant_material
 from diffusion_renderer.datagen.motion import (
     CAMERA_MOTIONS,
     OBJECT_MOTIONS,
@@ -28,9 +27,10 @@ from diffusion_renderer.datagen.motion import (
 )
 from diffusion_renderer.datagen.objects import SceneObject, placed, solid
 from diffusion_renderer.datagen.placement import Body, Occupied, at, onto_ground, rotation_to_rest
+from diffusion_renderer.datagen.procedural.materials import constant_material
+from diffusion_renderer.datagen.procedural.shapes import cuboid, joined, sphere, torus, transformed
 from diffusion_renderer.datagen.scenes import MAX_ASSETS, MAX_PRIMITIVES, random_scene
 from diffusion_renderer.datagen.settings import MOTIONS
-from diffusion_renderer.datagen.shapes import cuboid, joined, sphere, torus, transformed
 
 GREY = constant_material((0.5, 0.5, 0.5), 0.5, 0.0)
 FRAMES = 5
@@ -184,7 +184,7 @@ def test_a_scene_depends_on_its_seed_alone() -> None:
 
 
 def test_too_many_parts_are_refused() -> None:
-    from diffusion_renderer.datagen.mitsuba_scene import SLOTS, slots_of
+    from diffusion_renderer.datagen.engine.mitsuba_scene import SLOTS, slots_of
 
     spec = random_scene(np.random.default_rng(3), DatasetSettings(frames=1, family="objects", panorama_height=16))
     part = spec.objects[0].parts[0]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.datagen import layers, materials, noise, profiles, shapes, weathering
-from diffusion_renderer.datagen.compositions import bevelled_box, composition
-from diffusion_renderer.datagen.meshes import solid
-from diffusion_renderer.datagen.panoramas import PANORAMA_KINDS, panorama_of_kind, procedural_panorama
-from diffusion_renderer.datagen.solids import displaced
+from diffusion_renderer.datagen.procedural import layers, materials, noise, profiles, shapes, weathering
+from diffusion_renderer.datagen.procedural.compositions import bevelled_box, composition
+from diffusion_renderer.datagen.procedural.meshes import solid
+from diffusion_renderer.datagen.procedural.panoramas import PANORAMA_KINDS, panorama_of_kind, procedural_panorama
+from diffusion_renderer.datagen.procedural.solids import displaced
 
 RICH = {
     "displaced": lambda rng: displaced(rng, shapes.rounded_box(rng)),
@@ -56,7 +56,7 @@ def test_rich_shapes_are_closed_and_face_outwards(name: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_boolean_solids_are_closed_and_face_outwards(seed: int) -> None:
     pytest.importorskip("manifold3d", reason="boolean solids need manifold3d, of the extra data")
-    from diffusion_renderer.datagen.solids import boolean
+    from diffusion_renderer.datagen.procedural.solids import boolean
 
     mesh = boolean(np.random.default_rng(seed))
     check(mesh)

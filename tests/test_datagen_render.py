@@ -16,14 +16,14 @@ from torch import Tensor
 from diffusion_renderer.core.geometry import direction_to_equirect, equirect_to_direction, look_at, rotation_x, rotation_y
 from diffusion_renderer.core.types import Camera, EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import DatasetSettings, render_relit, render_scene
-from diffusion_renderer.datagen.materials import TEXTURE_SIZE, Material, constant_material
-from diffusion_renderer.datagen.mitsuba_scene import MitsubaScene, path_integrator
+from diffusion_renderer.datagen.engine.mitsuba_scene import MitsubaScene, path_integrator
+from diffusion_renderer.datagen.engine.renderer import relight, trace
+from diffusion_renderer.datagen.engine.tracing import Launcher
+from diffusion_renderer.datagen.engine.variant import activate, works
 from diffusion_renderer.datagen.objects import SceneObject, solid
-from diffusion_renderer.datagen.renderer import relight, trace
+from diffusion_renderer.datagen.procedural.materials import TEXTURE_SIZE, Material, constant_material
+from diffusion_renderer.datagen.procedural.shapes import cuboid, plane, sphere, transformed
 from diffusion_renderer.datagen.scenes import SceneSpec
-from diffusion_renderer.datagen.shapes import cuboid, plane, sphere, transformed
-from diffusion_renderer.datagen.tracing import Launcher
-from diffusion_renderer.datagen.variant import activate, works
 
 WIDTH, HEIGHT, FOV = 40, 30, 50.0
 VARIANTS = ("llvm_ad_rgb", "scalar_rgb")

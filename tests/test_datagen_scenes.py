@@ -11,11 +11,13 @@ import torch
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import direction_to_equirect
-from diffusion_renderer.datagen import DatasetSettings, shapes, variant
+from diffusion_renderer.datagen import DatasetSettings
+from diffusion_renderer.datagen.engine import variant
 from diffusion_renderer.datagen.generate import MAX_CLIPPED_SURFACE, choose_exposure
-from diffusion_renderer.datagen.materials import PATTERNS, TEXTURE_SIZE, painted_material, random_material
-from diffusion_renderer.datagen.noise import cells, fractal
-from diffusion_renderer.datagen.panoramas import directions, panorama_of_kind
+from diffusion_renderer.datagen.procedural import shapes
+from diffusion_renderer.datagen.procedural.materials import PATTERNS, TEXTURE_SIZE, painted_material, random_material
+from diffusion_renderer.datagen.procedural.noise import cells, fractal
+from diffusion_renderer.datagen.procedural.panoramas import directions, panorama_of_kind
 
 SHAPES: dict[str, Callable[[np.random.Generator], shapes.Mesh]] = {
     "sphere": lambda rng: shapes.sphere(),

@@ -16,12 +16,13 @@ import torch
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.datagen import DatasetSettings, generate_shards, read_shard, read_shards, render_clip, shards
+from diffusion_renderer.datagen import DatasetSettings, generate_shards, read_shard, read_shards, render_clip
 from diffusion_renderer.datagen.demo import demo_clip, demo_relit, full_turn
-from diffusion_renderer.datagen.encode import decode_clip, decode_exr, encode_clip, encode_exr
+from diffusion_renderer.datagen.engine.variant import choose_variant, load_denoiser, works
 from diffusion_renderer.datagen.generate import Drawn, render_unfinished
-from diffusion_renderer.datagen.panoramas import list_panoramas, read_panorama
-from diffusion_renderer.datagen.variant import choose_variant, load_denoiser, works
+from diffusion_renderer.datagen.procedural.panoramas import list_panoramas, read_panorama
+from diffusion_renderer.datagen.store import shards
+from diffusion_renderer.datagen.store.encode import decode_clip, decode_exr, encode_clip, encode_exr
 
 TINY = DatasetSettings(frames=2, width=24, height=16, samples=4, buffer_samples=2, panorama_height=16)
 

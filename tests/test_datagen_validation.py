@@ -14,11 +14,11 @@ from exact_scene import exact_sample, write_dataset, write_index, write_shard
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Camera
 from diffusion_renderer.datagen import Sample
-from diffusion_renderer.datagen.encode import encode_clip
-from diffusion_renderer.datagen.files import decode_png, encode_exr, encode_labels, encode_png
-from diffusion_renderer.datagen.reprojection import DepthMap, compare_frames
 from diffusion_renderer.datagen.settings import FORMATS
-from diffusion_renderer.datagen.validation import CHECKS, Report, validate
+from diffusion_renderer.datagen.store.encode import encode_clip
+from diffusion_renderer.datagen.store.files import decode_png, encode_exr, encode_labels, encode_png
+from diffusion_renderer.datagen.store.reprojection import DepthMap, compare_frames
+from diffusion_renderer.datagen.store.validation import CHECKS, Report, validate
 
 Files = dict[str, bytes]
 
@@ -240,7 +240,7 @@ def test_a_file_that_comes_twice(tmp_path: Path) -> None:
 
 
 def test_all_faults_are_counted_and_some_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_renderer.datagen import validation
+    from diffusion_renderer.datagen.store import validation
 
     monkeypatch.setattr(validation, "MAX_FAULTS", 2)
     files = encode_clip(exact_sample())

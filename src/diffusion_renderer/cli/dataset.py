@@ -16,9 +16,10 @@ from diffusion_renderer.core.errors import InputError
 FAMILIES = ("objects", "scenes", "mixed")
 MOTIONS = ("orbit", "oscillation", "light", "object-rotation", "object-translation", "static")
 FORMATS = ("png8", "png16", "exr")
+DENOISE_QUALITIES = ("high", "balanced", "fast")
 VARIANTS = {"auto": None, "cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}
 #: The folders of --assets, by the setting that each is for.
-ASSET_FOLDERS = {"models": "models", "materials": "materials", "panoramas": "hdri"}
+ASSET_FOLDERS = {"models": ("models",), "materials": ("materials",), "panoramas": ("panoramas", "hdri")}
 
 Count = Annotated[int, *values.one("N", values.count_at_least("--clips", 1), "64")]
 Minutes = Annotated[float | None, *values.one("MIN", values.number_at_least("--max-minutes", 0.0, "minutes"), "no limit")]
@@ -84,6 +85,10 @@ class Dataset:
         str, *values.one("auto|cuda|llvm|scalar", values.choice("--variant", VARIANTS), "auto, the first that works")
     ] = "auto"
     """Where Mitsuba renders: on a GPU, on the CPU with or without vector code."""
+    denoise_quality: Annotated[
+        str, *values.one("high|balanced|fast", values.choice("--denoise-quality", DENOISE_QUALITIES), "fast")
+    ] = "fast"
+    """Effort of Open Image Denoise."""
     no_denoise: values.Flag = False
     """Leave Open Image Denoise out."""
     debug: values.Flag = False
@@ -126,6 +131,7 @@ class Dataset:
             samples=self.samples,
             depth=self.depth,
             denoise=not self.no_denoise,
+            denoise_quality=self.denoise_quality,
             family=self.family,
             lights=self.lights,
             format=self.format,
@@ -140,11 +146,12 @@ class Dataset:
 
         Raises InputError when --assets has none of them.
         """
-        inside = {}
+        inside: dict[str, Path] = {}
         if self.assets is not None:
-            inside = {name: self.assets / folder for name, folder in ASSET_FOLDERS.items() if (self.assets / folder).is_dir()}
+            for name, folders in ASSET_FOLDERS.items():
+                inside |= {name: self.assets / folder for folder in folders if (self.assets / folder).is_dir()}
             if not inside:
-                expected = f"--assets DIR with the folders {', '.join(ASSET_FOLDERS.values())}, or some of them"
+                expected = "--assets DIR with the folders models, materials, hdri (or panoramas), or some of them"
                 raise InputError(
                     expected, f"none in {self.assets}", "check the path, or give --models, --materials, --panoramas"
                 )
@@ -188,7 +195,7 @@ class Inspect:
     def run(self) -> None:
         """Make the sheets."""
         from diffusion_renderer.cli.progress import Progress
-        from diffusion_renderer.datagen.inspection import inspect
+        from diffusion_renderer.datagen.store.inspection import inspect
 
         out = self.out or self.folder / "inspection"
         with Progress() as progress:
@@ -212,7 +219,7 @@ class Validate:
     def run(self) -> int:
         """Print the report; returns the exit status."""
         from diffusion_renderer.cli.progress import Progress
-        from diffusion_renderer.datagen.validation import validate
+        from diffusion_renderer.datagen.store.validation import validate
 
         with Progress() as progress:
             report = validate(self.folder, progress)
@@ -250,7 +257,7 @@ class Convert:
         from diffusion_renderer.cli.progress import Progress
         from diffusion_renderer.cli.record import make_output_folder
         from diffusion_renderer.datagen.readers import read_public
-        from diffusion_renderer.datagen.shards import write_samples
+        from diffusion_renderer.datagen.store.shards import write_samples
 
         with Progress() as progress:
             samples = read_public(self.name, self.folder, split=self.split, frames=self.frames)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from diffusion_renderer.datagen.demo import DEMO_SETTINGS, DemoLight, demo_clip, demo_relit
 from diffusion_renderer.datagen.generate import render_clip, render_relit, render_scene
 from diffusion_renderer.datagen.settings import EVALUATION_SEED, DatasetSettings, Relit, Sample
-from diffusion_renderer.datagen.shards import generate_shards, read_shard, read_shards
+from diffusion_renderer.datagen.store.shards import generate_shards, read_shard, read_shards
 
 __all__ = [
     "DEMO_SETTINGS",

@@ -18,12 +18,12 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import look_at, rotation_y
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap
 from diffusion_renderer.datagen.generate import render_relit, render_scene
-from diffusion_renderer.datagen.materials import Material, painted_material
 from diffusion_renderer.datagen.objects import SceneObject, solid
-from diffusion_renderer.datagen.panoramas import panorama_of_kind
+from diffusion_renderer.datagen.procedural.materials import Material, painted_material
+from diffusion_renderer.datagen.procedural.panoramas import panorama_of_kind
+from diffusion_renderer.datagen.procedural.shapes import Mesh, centred, plane, rounded_box, sphere, torus, transformed, vase
 from diffusion_renderer.datagen.scenes import SceneSpec
 from diffusion_renderer.datagen.settings import DatasetSettings, Sample
-from diffusion_renderer.datagen.shapes import Mesh, centred, plane, rounded_box, sphere, torus, transformed, vase
 
 #: What the shipped clip was rendered with.
 DEMO_SETTINGS = DatasetSettings(frames=24, width=192, height=128, samples=64, buffer_samples=4, fps=12.0)

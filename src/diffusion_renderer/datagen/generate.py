@@ -15,12 +15,12 @@ from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.types import Clip, EnvironmentMap
-from diffusion_renderer.datagen.denoiser import denoise
+from diffusion_renderer.datagen.engine.denoiser import denoise
+from diffusion_renderer.datagen.engine.renderer import Traced, relight, trace
+from diffusion_renderer.datagen.engine.variant import choose_variant, load_denoiser
 from diffusion_renderer.datagen.objects import SceneObject
-from diffusion_renderer.datagen.renderer import Traced, relight, trace
 from diffusion_renderer.datagen.scenes import SceneSpec, random_scene
 from diffusion_renderer.datagen.settings import DatasetSettings, Relit, Sample
-from diffusion_renderer.datagen.variant import choose_variant, load_denoiser
 
 if TYPE_CHECKING:
     from diffusion_renderer.datagen.assets import AssetLibrary

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.materials import Material
-from diffusion_renderer.datagen.shapes import Mesh, transformed
+from diffusion_renderer.datagen.procedural.materials import Material
+from diffusion_renderer.datagen.procedural.shapes import Mesh, transformed
 
 
 @dataclass(frozen=True)

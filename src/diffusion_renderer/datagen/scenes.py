@@ -13,13 +13,13 @@ from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Camera, EnvironmentMap
-from diffusion_renderer.datagen.materials import Material, random_material
 from diffusion_renderer.datagen.motion import camera_path, light_turns, random_motions, random_view, sliding, turning
 from diffusion_renderer.datagen.objects import SceneObject, Source, placed, solid
-from diffusion_renderer.datagen.panoramas import file_panorama, procedural_panorama
 from diffusion_renderer.datagen.placement import Body, Occupied, at, onto_ground, rotation_to_rest
+from diffusion_renderer.datagen.procedural.materials import Material, random_material
+from diffusion_renderer.datagen.procedural.panoramas import file_panorama, procedural_panorama
+from diffusion_renderer.datagen.procedural.shapes import MAX_UV, plane, random_shape
 from diffusion_renderer.datagen.settings import DatasetSettings
-from diffusion_renderer.datagen.shapes import MAX_UV, plane, random_shape
 
 if TYPE_CHECKING:
     from diffusion_renderer.datagen.assets import AssetLibrary

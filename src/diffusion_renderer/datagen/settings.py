@@ -39,10 +39,12 @@ class DatasetSettings:
     samples : paths per pixel. 16 with the denoiser is enough for training at 128 x 128.
     depth : longest light path, in Mitsuba's count (2 is direct light only).
     denoise : run Open Image Denoise over the frames when it can be loaded.
-    denoise_quality : one of `DENOISE_QUALITIES`.
+    denoise_quality : one of `DENOISE_QUALITIES`. At 128 x 128 and 16 samples "fast" is 0.9 dB below "high" in a quarter of its
+        time (see docs/data.md).
     models, materials, panoramas : folders of assets (see `assets.AssetLibrary`); None for procedural ones only.
     panorama_probability : how often a clip is lit by a file of ``panoramas`` instead of a procedural panorama.
-    panorama_height : rows of the panorama that lights the clip and is stored with it; twice as many columns.
+    panorama_height : rows of the panorama that lights the clip and is stored with it; twice as many columns. None chooses by
+        the frames' size, for the panorama is seen behind the objects: 128 rows up to 192 pixels, 256 up to 384, else 512.
     family : one of `FAMILIES`.
     objects_share : how often a mixed data set's clip shows one object without a ground.
     motions : the names of `MOTIONS` that are drawn from; a clip has one or two of them. Clips of one frame are static.
@@ -61,12 +63,12 @@ class DatasetSettings:
     samples: int = 16
     depth: int = 5
     denoise: bool = True
-    denoise_quality: str = "balanced"
+    denoise_quality: str = "fast"
     models: Path | None = None
     materials: Path | None = None
     panoramas: Path | None = None
     panorama_probability: float = 0.5
-    panorama_height: int = 128
+    panorama_height: int | None = None
     family: str = "mixed"
     objects_share: float = 0.25
     motions: tuple[str, ...] = MOTIONS[:-1]
@@ -92,6 +94,8 @@ class DatasetSettings:
         for name in ("panorama_probability", "objects_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} between 0 and 1", str(getattr(self, name)), "give a probability")
+        if self.panorama_height is None:
+            object.__setattr__(self, "panorama_height", self.texture_size)
         if self.panorama_height < 16 or self.panorama_height > 512:
             raise InputError("panorama_height between 16 and 512", str(self.panorama_height), "64 or 128 suit small frames")
         choices = {"family": FAMILIES, "format": FORMATS, "denoise_quality": DENOISE_QUALITIES, "shapes": SHAPES}

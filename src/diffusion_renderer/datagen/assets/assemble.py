@@ -13,7 +13,7 @@ from diffusion_renderer.datagen.assets.limits import AssetLimits, Unusable
 from diffusion_renderer.datagen.assets.normals import completed
 from diffusion_renderer.datagen.assets.surface import COLOUR, NORMAL, POSITION, UV, Piece, material, triangle_areas
 from diffusion_renderer.datagen.objects import Part
-from diffusion_renderer.datagen.shapes import MAX_UV, Mesh, oriented
+from diffusion_renderer.datagen.procedural.shapes import MAX_UV, Mesh, oriented
 
 #: Triangles of less area than this, in a model of radius 1, are dropped.
 _LEAST_AREA = 1e-12

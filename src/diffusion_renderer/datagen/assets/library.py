@@ -16,9 +16,9 @@ from diffusion_renderer.datagen.assets.limits import AssetLimits, SkippedAsset, 
 from diffusion_renderer.datagen.assets.manifest import MANIFEST, Licences
 from diffusion_renderer.datagen.assets.maps import MapFiles, find_materials, read_material
 from diffusion_renderer.datagen.assets.obj import read_obj
-from diffusion_renderer.datagen.materials import Material
 from diffusion_renderer.datagen.objects import Asset, Source
-from diffusion_renderer.datagen.panoramas import list_panoramas
+from diffusion_renderer.datagen.procedural.materials import Material
+from diffusion_renderer.datagen.procedural.panoramas import list_panoramas
 
 _MODEL_SUFFIXES = (".glb", ".gltf", ".obj")
 _FOLDERS = {"models": ("models",), "materials": ("materials",), "panoramas": ("panoramas", "hdri")}

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_renderer.datagen.assets.images import read, rgb, to_linear, to_unit
 from diffusion_renderer.datagen.assets.limits import AssetLimits, Unusable
 from diffusion_renderer.datagen.assets.surface import Surface, constant, material, unit_normals
-from diffusion_renderer.datagen.materials import Material
+from diffusion_renderer.datagen.procedural.materials import Material
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".bmp", ".tga")
 #: Names of each map, best first: several words may be written apart.

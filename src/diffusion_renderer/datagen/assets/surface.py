@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from diffusion_renderer.datagen.assets.images import limited, resize
 from diffusion_renderer.datagen.assets.limits import Unusable
-from diffusion_renderer.datagen.materials import Material
+from diffusion_renderer.datagen.procedural.materials import Material
 
 #: Columns of `Piece.corners`.
 POSITION, NORMAL, UV, COLOUR = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)

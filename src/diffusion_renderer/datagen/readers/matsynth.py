@@ -25,8 +25,8 @@ from torch import Tensor
 from diffusion_renderer.core.color import srgb_eotf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.resize import resize
-from diffusion_renderer.datagen.materials import Material
 from diffusion_renderer.datagen.objects import Source
+from diffusion_renderer.datagen.procedural.materials import Material
 from diffusion_renderer.datagen.readers.common import PublicSet, layout_error, require_files, require_folder
 
 MATSYNTH = PublicSet(

@@ -10,9 +10,18 @@ import functools
 
 import numpy as np
 
-from diffusion_renderer.datagen.layers import Layers, earth_colour, hsv_colour, layers, near, ramp, random_colour, varied
-from diffusion_renderer.datagen.noise import covering, gaussian, pebbles, smoothstep, with_slope
-from diffusion_renderer.datagen.patterns import random_pattern
+from diffusion_renderer.datagen.procedural.layers import (
+    Layers,
+    earth_colour,
+    hsv_colour,
+    layers,
+    near,
+    ramp,
+    random_colour,
+    varied,
+)
+from diffusion_renderer.datagen.procedural.noise import covering, gaussian, pebbles, smoothstep, with_slope
+from diffusion_renderer.datagen.procedural.patterns import random_pattern
 
 
 @functools.lru_cache(maxsize=8)

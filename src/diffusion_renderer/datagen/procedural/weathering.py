@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.layers import Layers, earth_colour
-from diffusion_renderer.datagen.noise import covering, gaussian, smoothstep
+from diffusion_renderer.datagen.procedural.layers import Layers, earth_colour
+from diffusion_renderer.datagen.procedural.noise import covering, gaussian, smoothstep
 
 
 def scratched(rng: np.random.Generator, base: Layers) -> Layers:

@@ -15,8 +15,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.datagen.material_table import material_table
-from diffusion_renderer.datagen.mitsuba_scene import MitsubaScene, mitsuba_pose, path_integrator, sensor, single_sensor
+from diffusion_renderer.datagen.engine.material_table import material_table
+from diffusion_renderer.datagen.engine.mitsuba_scene import MitsubaScene, mitsuba_pose, path_integrator, sensor, single_sensor
 from diffusion_renderer.datagen.settings import DatasetSettings
 
 #: Paths in one launch; each takes a few hundred bytes while it is traced. Longer clips are rendered in groups of frames.

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, EnvironmentMap
-from diffusion_renderer.datagen.encode import StoredClip, count_frames
-from diffusion_renderer.datagen.reprojection import DepthMap, compare_frames, rays
 from diffusion_renderer.datagen.settings import Sample
+from diffusion_renderer.datagen.store.encode import StoredClip, count_frames
+from diffusion_renderer.datagen.store.reprojection import DepthMap, compare_frames, rays
 
 #: How far the length of a stored normal may be from 1. Rounding to 8 bits moves a unit vector by up to sqrt(3) / 255 = 0.0068;
 #: to 16 bits or half floats by less than 0.001.

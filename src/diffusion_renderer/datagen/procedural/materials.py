@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen import metals, surfaces, weathering
-from diffusion_renderer.datagen.decals import decorated
-from diffusion_renderer.datagen.layers import ROUGHNESS, Layers, height_normals
-from diffusion_renderer.datagen.patterns import PATTERNS, pattern_field
+from diffusion_renderer.datagen.procedural import metals, surfaces, weathering
+from diffusion_renderer.datagen.procedural.decals import decorated
+from diffusion_renderer.datagen.procedural.layers import ROUGHNESS, Layers, height_normals
+from diffusion_renderer.datagen.procedural.patterns import PATTERNS, pattern_field
 
 #: Texels along each side of every texture.
 TEXTURE_SIZE = 128

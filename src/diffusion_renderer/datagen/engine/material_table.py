@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusion_renderer.datagen.materials import Material
-from diffusion_renderer.datagen.mitsuba_scene import FLAT
+from diffusion_renderer.datagen.engine.mitsuba_scene import FLAT
+from diffusion_renderer.datagen.procedural.materials import Material
 
 #: Numbers per texel: base colour (3), roughness, metallic, tangent-space normal (3).
 CHANNELS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.meshes import Mesh, solid, transformed
+from diffusion_renderer.datagen.procedural.meshes import Mesh, solid, transformed
 
 _Profile = Float[np.ndarray, "_ 2"]
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.datagen.compositions import composition
-from diffusion_renderer.datagen.meshes import (
+from diffusion_renderer.datagen.procedural.compositions import composition
+from diffusion_renderer.datagen.procedural.meshes import (
     MAX_UV,
     Mesh,
     SurfaceFunction,
@@ -21,8 +21,8 @@ from diffusion_renderer.datagen.meshes import (
     surface,
     transformed,
 )
-from diffusion_renderer.datagen.profiles import extrusion, sweep, turned_piece, vessel
-from diffusion_renderer.datagen.solids import boolean, displaced
+from diffusion_renderer.datagen.procedural.profiles import extrusion, sweep, turned_piece, vessel
+from diffusion_renderer.datagen.procedural.solids import boolean, displaced
 
 __all__ = [
     "MAX_UV",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_renderer.datagen.emitters import random_direction, rectangle, sun_disc, tint
-from diffusion_renderer.datagen.noise import covering, gaussian, smoothstep
+from diffusion_renderer.datagen.procedural.emitters import random_direction, rectangle, sun_disc, tint
+from diffusion_renderer.datagen.procedural.noise import covering, gaussian, smoothstep
 
 
 def _noise(rng: np.random.Generator, d: np.ndarray, roughness: float, coarsest: float) -> np.ndarray:

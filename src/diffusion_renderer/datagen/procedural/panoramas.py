@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.panorama import average_panorama
-from diffusion_renderer.datagen import illumination
-from diffusion_renderer.datagen.emitters import directions, random_direction, rectangle, sun_disc, tint
-from diffusion_renderer.datagen.noise import fractal, smoothstep
+from diffusion_renderer.datagen.procedural import illumination
+from diffusion_renderer.datagen.procedural.emitters import directions, random_direction, rectangle, sun_disc, tint
+from diffusion_renderer.datagen.procedural.noise import fractal, smoothstep
 from diffusion_renderer.io import read_environment
 
 #: The brightest value kept, as a multiple of the mean luminance: a clear sun's energy survives, single-texel spikes do not.

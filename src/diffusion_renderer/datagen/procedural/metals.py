@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_renderer.datagen.layers import Layers, hsv_colour, layers, metal_colour, ramp, random_colour, varied
-from diffusion_renderer.datagen.noise import covering, gaussian, pebbles, smoothstep, with_slope
+from diffusion_renderer.datagen.procedural.layers import Layers, hsv_colour, layers, metal_colour, ramp, random_colour, varied
+from diffusion_renderer.datagen.procedural.noise import covering, gaussian, pebbles, smoothstep, with_slope
 
 
 def plain_metal(rng: np.random.Generator, size: int) -> Layers:

@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.datagen.encode import decode_clip, encode_clip
+from diffusion_renderer.datagen.engine.variant import activate, choose_variant, trust
 from diffusion_renderer.datagen.generate import Unfinished, asset_library, draw, finish, render_unfinished
 from diffusion_renderer.datagen.settings import DatasetSettings, Sample
-from diffusion_renderer.datagen.variant import activate, choose_variant, trust
+from diffusion_renderer.datagen.store.encode import decode_clip, encode_clip
 
 #: Clips that wait to be traced, and clips that wait to be finished, in every process.
 _AHEAD = 2

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_renderer.core.errors import InputError, one_line
-from diffusion_renderer.datagen import clip_checks
-from diffusion_renderer.datagen.clip_checks import Findings
-from diffusion_renderer.datagen.encode import StoredClip, read_stored, to_sample
 from diffusion_renderer.datagen.settings import FORMATS
+from diffusion_renderer.datagen.store import clip_checks
+from diffusion_renderer.datagen.store.clip_checks import Findings
+from diffusion_renderer.datagen.store.encode import StoredClip, read_stored, to_sample
 
 #: Faults that a report keeps; all are counted.
 MAX_FAULTS = 200

@@ -26,7 +26,8 @@ from torch import Tensor
 from diffusion_renderer.core.encoding import decode_buffer, encode_buffer
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS, Camera, Clip, EnvironmentMap, GBuffer
-from diffusion_renderer.datagen.files import (
+from diffusion_renderer.datagen.settings import FORMATS, Relit, Sample
+from diffusion_renderer.datagen.store.files import (
     cameras_from_json,
     cameras_to_json,
     decode_exr,
@@ -39,7 +40,6 @@ from diffusion_renderer.datagen.files import (
     encode_layers,
     encode_png,
 )
-from diffusion_renderer.datagen.settings import FORMATS, Relit, Sample
 
 #: Letters of the channels of an EXR layer.
 LETTERS = {name: "RGB" if channels == 3 else "Y" for name, channels in BUFFER_CHANNELS.items()} | {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.meshes import Mesh, flat_shaded, solid, weld
+from diffusion_renderer.datagen.procedural.meshes import Mesh, flat_shaded, solid, weld
 
 
 def displaced(rng: np.random.Generator, base: Mesh) -> Mesh:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.noise import cells, fractal, normalised, smoothstep
+from diffusion_renderer.datagen.procedural.noise import cells, fractal, normalised, smoothstep
 
 Pattern = Callable[[np.random.Generator, int], np.ndarray]
 

@@ -10,12 +10,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffusion_renderer.core.types import Camera, GBuffer
-from diffusion_renderer.datagen.first_hits import hit_means
-from diffusion_renderer.datagen.mitsuba_scene import MitsubaScene
+from diffusion_renderer.datagen.engine.first_hits import hit_means
+from diffusion_renderer.datagen.engine.mitsuba_scene import MitsubaScene
+from diffusion_renderer.datagen.engine.tracing import register, trace_frames, trace_radiance
+from diffusion_renderer.datagen.engine.variant import activate
 from diffusion_renderer.datagen.scenes import SceneSpec
 from diffusion_renderer.datagen.settings import DatasetSettings
-from diffusion_renderer.datagen.tracing import register, trace_frames, trace_radiance
-from diffusion_renderer.datagen.variant import activate
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.noise import slopes
+from diffusion_renderer.datagen.procedural.noise import slopes
 
 #: Bounds of every texture's roughness.
 ROUGHNESS = (0.05, 1.0)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from diffusion_renderer.core.geometry import equirect_to_direction
-from diffusion_renderer.datagen.noise import smoothstep
+from diffusion_renderer.datagen.procedural.noise import smoothstep
 
 
 def directions(height: int) -> Float[np.ndarray, "height width 3"]:

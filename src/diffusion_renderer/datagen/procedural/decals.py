@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_renderer.datagen.layers import Layers, random_colour
-from diffusion_renderer.datagen.noise import smoothstep
-from diffusion_renderer.datagen.weathering import local_frame
+from diffusion_renderer.datagen.procedural.layers import Layers, random_colour
+from diffusion_renderer.datagen.procedural.noise import smoothstep
+from diffusion_renderer.datagen.procedural.weathering import local_frame
 
 _STROKES = 4
 

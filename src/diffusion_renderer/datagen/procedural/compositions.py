@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from diffusion_renderer.datagen.meshes import Mesh, joined, transformed
-from diffusion_renderer.datagen.profiles import circle, ring_grid, smooth_curve, swept, turned
+from diffusion_renderer.datagen.procedural.meshes import Mesh, joined, transformed
+from diffusion_renderer.datagen.procedural.profiles import circle, ring_grid, smooth_curve, swept, turned
 
 
 def bevelled_box(size: tuple[float, float, float], bevel: float, steps: int = 3) -> Mesh:

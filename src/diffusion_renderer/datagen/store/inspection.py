@@ -16,9 +16,9 @@ from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.encoding import encode_buffer
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import EnvironmentMap
-from diffusion_renderer.datagen.encode import decode_clip
 from diffusion_renderer.datagen.settings import Sample
-from diffusion_renderer.datagen.statistics import BINS, Statistics
+from diffusion_renderer.datagen.store.encode import decode_clip
+from diffusion_renderer.datagen.store.statistics import BINS, Statistics
 from diffusion_renderer.io.atomic import write_bytes
 from diffusion_renderer.io.sheet import write_sheet
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Camera
-from diffusion_renderer.datagen.materials import Material
 from diffusion_renderer.datagen.objects import Part
+from diffusion_renderer.datagen.procedural.materials import Material
+from diffusion_renderer.datagen.procedural.shapes import MAX_UV, Mesh
 from diffusion_renderer.datagen.scenes import SceneSpec
-from diffusion_renderer.datagen.shapes import MAX_UV, Mesh
 
 #: A scene has as many meshes as the first of these numbers that is enough for it.
 SLOTS = (8, 16, 32)

@@ -12,11 +12,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffusion_renderer.datagen.material_table import look_up, material_table
-from diffusion_renderer.datagen.mitsuba_scene import UV_STRIDE, MitsubaScene, sensor
+from diffusion_renderer.datagen.engine.material_table import look_up, material_table
+from diffusion_renderer.datagen.engine.mitsuba_scene import UV_STRIDE, MitsubaScene, sensor
+from diffusion_renderer.datagen.engine.tracing import MAX_OBJECTS, MAX_PATHS
+from diffusion_renderer.datagen.procedural.shapes import MAX_UV
 from diffusion_renderer.datagen.settings import DatasetSettings
-from diffusion_renderer.datagen.shapes import MAX_UV
-from diffusion_renderer.datagen.tracing import MAX_OBJECTS, MAX_PATHS
 
 
 def hit_means(built: MitsubaScene, settings: DatasetSettings) -> Float[Tensor, "frames sums height width"]:

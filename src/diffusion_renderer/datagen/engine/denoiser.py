@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.types import GBuffer
-from diffusion_renderer.datagen.variant import load_denoiser
+from diffusion_renderer.datagen.engine.variant import load_denoiser
 
 
 def denoise(

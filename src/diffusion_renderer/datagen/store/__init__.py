@@ -1,0 +1,1 @@
+"""Clips as WebDataset shards: writing, reading, looking at them, checking them."""
