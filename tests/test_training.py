@@ -57,6 +57,22 @@ def test_clips_never_straddle(store: FrameStore) -> None:
     assert len(store.starts(4)) == 0
 
 
+def test_clips_of_several_lengths_are_drawn(tmp_path: Path) -> None:
+    """Clips of four frames give batches of four, two and one frame; never longer ones."""
+    four = store_clips([synthetic_clip(seed, frames=4) for seed in range(3)])
+    stage = InverseStage(replace(SMALL, window=4), trained_vae(tmp_path, four), four, options(tmp_path, 1))
+    shapes = {tuple(stage._draw(torch.Generator().manual_seed(seed)).shape) for seed in range(80)}
+    assert shapes == {(4, 1), (2, 2), (1, 4)}
+
+
+def test_clips_without_ground_truth_are_refused() -> None:
+    whole = synthetic_clip(0)
+    with pytest.raises(InputError, match="roughness"):
+        store_clips([replace(whole, gbuffer=replace(whole.gbuffer, roughness=None))])
+    with pytest.raises(InputError, match="no light"):
+        store_clips([replace(whole, environment=None)])
+
+
 def test_concatenation_keeps_clips_apart(store: FrameStore) -> None:
     both = concatenate([store, store])
     assert both.clip.tolist() == [*store.clip.tolist(), *(store.clip + 3).tolist()]

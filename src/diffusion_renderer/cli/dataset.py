@@ -149,7 +149,8 @@ class Dataset:
         inside: dict[str, Path] = {}
         if self.assets is not None:
             for name, folders in ASSET_FOLDERS.items():
-                inside |= {name: self.assets / folder for folder in folders if (self.assets / folder).is_dir()}
+                found = [self.assets / folder for folder in folders if (self.assets / folder).is_dir()]
+                inside |= {name: found[0]} if found else {}
             if not inside:
                 expected = "--assets DIR with the folders models, materials, hdri (or panoramas), or some of them"
                 raise InputError(

@@ -66,9 +66,13 @@ class FrameStore:
 
 
 def store_clips(clips: list[Sample]) -> FrameStore:
-    """Pack rendered clips of one size into a `FrameStore`."""
+    """Pack clips of one size into a `FrameStore`. Raises InputError for clips that lack a buffer, the light or the poses."""
     images, owner, rotation, light = [], [], [], []
     for number, item in enumerate(clips):
+        item.gbuffer.require(tuple(name for group in GROUPS for name in group))
+        if item.environment is None or item.camera is None:
+            missing = "light" if item.environment is None else "camera poses"
+            raise InputError("clips with a light and camera poses", f"no {missing} in {item.clip.name}", "leave them out")
         stack = [item.clip.frames, *(pack_image(item.gbuffer, group) for group in GROUPS)]
         frames = torch.stack(stack, dim=1).mul(255).round().to(torch.uint8)
         kind, channel = DEPTH

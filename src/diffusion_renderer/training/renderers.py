@@ -29,8 +29,9 @@ from diffusion_renderer.training.variation import Variation
 #: The network with its conditions filled in: (scaled noisy latents, noise level of each clip) -> v.
 Predict = Callable[[Tensor, Tensor], Tensor]
 
-#: Share of the steps that see clips of the preset's window; the others see stills.
-CLIP_SHARE = 0.25
+#: Share of the steps that see clips; the others see stills. Clips are of one of these lengths, as far as the data's and the
+#: preset's window allow: short ones keep a model that is given few frames from seeing a length that it does not know.
+CLIP_SHARE, CLIP_FRAMES = 0.25, (2, 4, 8)
 #: Share of the forward samples whose conditions are zeroed, for classifier-free guidance.
 DROP_SHARE = 0.05
 #: 5 % and 95 % quantile of the mean luminance of the training clips' panoramas, exposure included.
@@ -59,7 +60,9 @@ class _LatentStage:
         # Between the error of whitened latents (all channels alike) and that of pixels (as the squared deviation).
         self.weights = vae.encoder.deviation.detach() / vae.encoder.deviation.mean().detach()
         self.stills = torch.arange(len(store))
-        self.clips = store.starts(preset.window)
+        self.clips = {
+            frames: starts for frames in CLIP_FRAMES if frames <= preset.window and len(starts := store.starts(frames))
+        }
 
     def _started(self, network: nn.Module, run: Path) -> nn.Module:
         """The network with the weights that lie in the run folder, if any: those of `export.unpack`, or of an earlier run.
@@ -77,8 +80,10 @@ class _LatentStage:
 
     def _draw(self, generator: torch.Generator) -> Int[Tensor, "batch frames"]:
         """Frame indices of a batch: stills, or consecutive frames of clips. The cost per step is the same."""
-        clips = len(self.clips) > 0 and float(torch.rand((), generator=generator)) < CLIP_SHARE
-        starts, frames = (self.clips, self.preset.window) if clips else (self.stills, 1)
+        starts, frames = self.stills, 1
+        if self.clips and float(torch.rand((), generator=generator)) < CLIP_SHARE:
+            frames = list(self.clips)[int(torch.randint(len(self.clips), (), generator=generator))]
+            starts = self.clips[frames]
         count = max(1, self.batch // frames)
         chosen = starts[torch.randint(len(starts), (count,), generator=generator)]
         return chosen[:, None] + torch.arange(frames)
