@@ -101,7 +101,7 @@ def memory(settings: DatasetSettings, clips: int) -> list[tuple[int, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["128:8:16", "256:8:32", "512:4:64"], help="side:frames:samples")
+    parser.add_argument("--sizes", nargs="*", default=["128:8:16", "256:8:32", "512:4:64"], help="side:frames:samples")
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--assets", type=Path, help="a folder with models, materials, hdri")
     parser.add_argument("--skip-throughput", action="store_true")
