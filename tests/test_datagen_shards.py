@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +108,30 @@ def test_an_interrupted_run_continues(dataset: Path, tmp_path: Path, monkeypatch
     assert not list(tmp_path.glob("*.part"))
     assert summary["complete"] and summary["clips"] == 3 and summary["frames"] == 6
     assert summary["shards"] == json.loads((dataset / "index.json").read_text())["shards"]  # sha256 and all
+
+
+def test_a_killed_run_resumes_with_identical_bytes(tmp_path: Path) -> None:
+    """`kill -9` after the first shard, with a worker process; what is there afterwards is what one run makes."""
+    settings = DatasetSettings(frames=1, width=24, height=16, samples=2)
+    command = [sys.executable, "-m", "diffusion_renderer", "dataset", str(tmp_path / "killed"), "--clips", "12"]
+    command += ["--frames", "1", "--size", "24x16", "--samples", "2", "--shard-size", "1", "--workers", "2", "--seed", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("killed/shard-*.tar")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = {path.name for path in tmp_path.glob("killed/shard-*.tar")}
+    assert 0 < len(before) < 12
+    generate_shards(tmp_path / "killed", settings, clips=12, shard_size=1, seed=4, progress=False)
+    generate_shards(tmp_path / "whole", settings, clips=12, shard_size=1, seed=4, progress=False)
+    for path in sorted(tmp_path.glob("whole/shard-*.tar")):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+    assert len(list(tmp_path.glob("killed/shard-*.tar"))) == 12 and not list(tmp_path.glob("killed/*.part"))
+
+
+def test_the_shard_split_does_not_change_a_clip(dataset: Path, tmp_path: Path) -> None:
+    generate_shards(tmp_path, TINY, clips=3, shard_size=3, seed=4, progress=False)
+    assert contents(tmp_path) == contents(dataset)
 
 
 def test_a_dataset_can_grow(dataset: Path, tmp_path: Path) -> None:
