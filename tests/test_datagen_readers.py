@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_renderer.cli import main
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import equirect_to_direction, look_at
 from diffusion_renderer.core.types import EnvironmentMap
+from diffusion_renderer.datagen import read_shards
 from diffusion_renderer.datagen.readers import READERS, read_matsynth, read_public, unwrap_mirror_ball
 from diffusion_renderer.io.exr import write_exr
 from diffusion_renderer.io.images import write_image
@@ -485,3 +487,23 @@ def test_importing_the_readers_needs_nothing_of_the_extra() -> None:
     heavy = "{'mitsuba', 'h5py', 'trimesh', 'fcl', 'manifold3d'}"
     code = f"import sys, diffusion_renderer.datagen.readers; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["interiorverse", "dl3dv", "multi-illumination", "stanford-orb"])
+def test_public_sets_become_shards(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """`dataset convert` on a fixture: what the set lacks is absent in the shards too, the rest comes back."""
+    if name == "multi-illumination":
+        folder = tmp_path / "set"
+        save_illumination(folder / "kitchen", range(25), probes=True)
+    else:
+        folder = request.getfixturevalue(name.replace("-", "_"))
+    out = tmp_path / "shards"
+    assert main(["dataset", "convert", name, str(folder), "-o", str(out), "--shard-size", "2"]) in (0, None)
+    for stored, read in zip(read_shards(out), read_public(name, folder), strict=True):
+        assert stored.gbuffer.present == read.gbuffer.present and len(stored.relit) == len(read.relit)
+        assert (stored.environment is None) == (read.environment is None) and (stored.camera is None) == (read.camera is None)
+        assert (stored.clip.frames - read.clip.frames).abs().max() <= 0.5 / 255 + 1e-6
+        for buffer in read.gbuffer.present:
+            if buffer != "depth":
+                difference = getattr(stored.gbuffer, buffer) - getattr(read.gbuffer, buffer)
+                assert difference.abs().max() < 0.02, buffer

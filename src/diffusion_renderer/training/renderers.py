@@ -30,8 +30,9 @@ from diffusion_renderer.training.variation import Variation
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 #: Share of the steps that see clips; the others see stills. Clips are of one of these lengths, as far as the data's and the
-#: preset's window allow: short ones keep a model that is given few frames from seeing a length that it does not know.
-CLIP_SHARE, CLIP_FRAMES = 0.25, (2, 4, 8)
+#: preset's window allow: short ones keep a model that is given few frames from seeing a length that it does not know. Not two:
+#: in bfloat16 on a CPU (torch 2.13) the gradient of a temporal convolution over two frames is not a number.
+CLIP_SHARE, CLIP_FRAMES = 0.25, (4, 8)
 #: Share of the forward samples whose conditions are zeroed, for classifier-free guidance.
 DROP_SHARE = 0.05
 #: 5 % and 95 % quantile of the mean luminance of the training clips' panoramas, exposure included.
