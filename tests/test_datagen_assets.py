@@ -263,15 +263,37 @@ def test_metallic_roughness_and_normal_maps(tmp_path: Path) -> None:
     material["pbrMetallicRoughness"]["metallicRoughnessTexture"] = {"index": gltf.texture(packed)}
     slope = np.full((16, 16, 3), (128, 203, 230), np.uint8)
     material["normalTexture"] = {"index": gltf.texture(slope), "scale": 2.0}
-    gltf.mesh(material, TEXCOORD_0=UV)
+    gltf.mesh(material, TEXCOORD_0=UV, TANGENT=np.float32([[1, 0, 0, 1]] * 4))
     asset = loaded(tmp_path, gltf, texture_size=32)
     check_sane(asset, AssetLimits(texture_size=32))
-    surface = asset.parts[0].material
+    (surface,) = (part.material for part in asset.parts)
     assert surface.basecolor.shape == (32, 32, 3)
     assert np.allclose(surface.roughness, 0.8 * 0.8, atol=1e-3) and np.allclose(surface.metallic, 0.5 * 0.4, atol=1e-3)
     n = 2 * np.array([128, 203, 230]) / 255 - 1
     n[:2] *= 2
     assert np.allclose(surface.normal, n / np.linalg.norm(n), atol=1e-3)
+
+
+@pytest.mark.parametrize(("turn", "expected"), [(1.0, {1}), (-1.0, {-1}), (None, {1, -1})])
+def test_normal_maps_on_mirrored_triangles(tmp_path: Path, turn: float | None, expected: set[int]) -> None:
+    """Tangents of w = -1 turn the map's green over; without tangents, the way in which the texture is laid on decides."""
+    gltf = Gltf()
+    material = textured(gltf, quadrants())
+    material["normalTexture"] = {"index": gltf.texture(np.full((16, 16, 3), (128, 203, 230), np.uint8))}
+    # This tetrahedron's texture is mirrored on some of its sides.
+    tangents = {} if turn is None else {"TANGENT": np.float32([[1, 0, 0, turn]] * 4)}
+    gltf.mesh(material, TEXCOORD_0=UV, **tangents)
+    asset = loaded(tmp_path, gltf, texture_size=32)
+    assert {int(np.sign(part.material.normal[..., 1].mean())) for part in asset.parts} == expected
+    assert sum(len(part.mesh.faces) for part in asset.parts) == 4 and len(asset.parts) == len(expected)
+    for part in asset.parts if turn is None else ():
+        corner, uv = part.mesh.positions[part.mesh.faces], part.mesh.uv[part.mesh.faces]
+        a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
+        face = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+        handed = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) * (face * part.mesh.normals[part.mesh.faces].sum(1)).sum(-1)
+        assert (np.sign(handed) == -np.sign(part.material.normal[0, 0, 1])).all()
+    (alone,) = loaded(tmp_path, gltf, texture_size=32, max_parts=1).parts
+    assert len(alone.mesh.faces) == 4
 
 
 def test_unlit_unstated_and_specular_glossiness(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from diffusion_renderer.datagen.assets.bake import corner_values, divided, palette, plain_colours, tinted_texture
 from diffusion_renderer.datagen.assets.cutout import cut_out
 from diffusion_renderer.datagen.assets.limits import AssetLimits, Unusable
 from diffusion_renderer.datagen.assets.normals import completed
-from diffusion_renderer.datagen.assets.surface import COLOUR, NORMAL, POSITION, UV, Piece, material, triangle_areas
+from diffusion_renderer.datagen.assets.surface import COLOUR, NORMAL, POSITION, TURN, UV, Piece, material, triangle_areas
 from diffusion_renderer.datagen.objects import Part
 from diffusion_renderer.datagen.procedural.shapes import MAX_UV, Mesh, oriented
 
@@ -45,8 +45,45 @@ def parts(pieces: list[Piece], limits: AssetLimits, crease: float) -> tuple[Part
         uv, surface = palette(values, limits.texture_size)
         corners[..., UV] = uv
         textured.append(Piece(corners, surface))
-    textured = _framed(textured)
-    return tuple(Part(_mesh(piece), material(piece.surface, limits.texture_size)) for piece in textured)
+    return _bumped_alike(_framed(textured), limits)
+
+
+def _bumped_alike(pieces: list[Piece], limits: AssetLimits) -> tuple[Part, ...]:
+    """The parts, with normal maps the right way round where a texture is laid on mirrored, as on one half of many models.
+
+    A path tracer takes the second tangent as normal x dp/du; glTF takes its negative on mirrored triangles (section 3.7.2.1,
+    the tangent's w). So these become a part of their own whose map falls where it rose, as long as ``limits.max_parts`` allows.
+    """
+    made: list[Part] = []
+    for number, piece in enumerate(pieces):
+        surface = material(piece.surface, limits.texture_size)
+        mirrored = _mirrored(piece.corners)
+        if surface.normal is None or not mirrored.any():
+            made.append(Part(_mesh(piece), surface))
+            continue
+        turned = replace(surface, normal=surface.normal * np.float32([1.0, -1.0, 1.0]))
+        if len(made) + len(pieces) - number >= limits.max_parts and not mirrored.all():
+            area = triangle_areas(piece.corners)
+            mostly = area[mirrored].sum() > area[~mirrored].sum()
+            made.append(Part(_mesh(piece), turned if mostly else surface))
+            continue
+        for chosen, its in ((~mirrored, surface), (mirrored, turned)):
+            if chosen.any():
+                made.append(Part(_mesh(piece.chosen(chosen)), its))
+    return tuple(made)
+
+
+def _mirrored(corners: Float[np.ndarray, "faces 3 columns"]) -> Bool[np.ndarray, "faces"]:
+    """Triangles whose tangents say so; without tangents, those on which v grows upwards when u grows to the right.
+
+    Seen from outside. For files without tangents glTF asks for those of MikkTSpace, which come to the same.
+    """
+    position, uv = corners[..., POSITION], corners[..., UV]
+    face = np.cross(position[:, 1] - position[:, 0], position[:, 2] - position[:, 0])
+    outside = (face * corners[..., NORMAL].sum(1)).sum(-1)
+    a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
+    said = corners[..., TURN].sum((1, 2))
+    return np.where(said != 0, said < 0, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) * outside > 0)
 
 
 def _prepared(pieces: list[Piece], crease: float) -> list[Piece]:

@@ -61,9 +61,11 @@ def _piece(
     else:
         matrices = np.broadcast_to(matrix, (len(positions), 4, 4))
     positions, normals, mirrored = _moved(positions, normals, matrices)
+    turn = document.accessor(arrays["TANGENT"])[:, 3:] if "TANGENT" in arrays else None
     if mirrored:
         faces = faces[:, [0, 2, 1]]
-    return Piece(soup(positions, faces, normals, uv, colours), surface, uv is not None)
+        turn = None if turn is None else -turn
+    return Piece(soup(positions, faces, normals, uv, colours, turn), surface, uv is not None)
 
 
 def _uv(document: Document, arrays: dict[str, int], lookup: Lookup) -> np.ndarray | None:

@@ -12,8 +12,8 @@ from diffusion_renderer.datagen.assets.limits import Unusable
 from diffusion_renderer.datagen.procedural.materials import Material
 
 #: Columns of `Piece.corners`.
-POSITION, NORMAL, UV, COLOUR = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11)
-WIDTH = 11
+POSITION, NORMAL, UV, COLOUR, TURN = slice(0, 3), slice(3, 6), slice(6, 8), slice(8, 11), slice(11, 12)
+WIDTH = 12
 LEAST_ROUGHNESS = 0.05
 #: Given to materials that say nothing about their reflection (unlit, or none at all).
 UNKNOWN_ROUGHNESS = 0.6
@@ -71,11 +71,12 @@ class Piece:
 
     Attributes
     ----------
-    corners : see `POSITION`, `NORMAL` (zero where the file has none), `UV` and `COLOUR` (linear, 1 where the file has none).
+    corners : see `POSITION`, `NORMAL` (zero where the file has none), `UV`, `COLOUR` (linear, 1 where the file has none) and
+        `TURN` (the sign of the second tangent, glTF's w; 0 where the file has none).
     has_uv : whether the texture coordinates mean anything.
     """
 
-    corners: Float[np.ndarray, "faces 3 11"]
+    corners: Float[np.ndarray, "faces 3 12"]
     surface: Surface
     has_uv: bool = True
 
@@ -105,13 +106,14 @@ def soup(
     normals: np.ndarray | None = None,
     uv: np.ndarray | None = None,
     colours: np.ndarray | None = None,
-) -> Float[np.ndarray, "faces 3 11"]:
+    turn: np.ndarray | None = None,
+) -> Float[np.ndarray, "faces 3 12"]:
     """Indexed arrays as corners. Raises Unusable for indices outside of the arrays and for positions that are not finite."""
     if len(faces) and (faces.min() < 0 or faces.max() >= len(positions)):
         raise Unusable("a triangle refers to a vertex that does not exist")
     table = np.zeros((len(positions), WIDTH))
     table[:, COLOUR] = 1.0
-    for columns, values in ((POSITION, positions), (NORMAL, normals), (UV, uv), (COLOUR, colours)):
+    for columns, values in ((POSITION, positions), (NORMAL, normals), (UV, uv), (COLOUR, colours), (TURN, turn)):
         if values is not None:
             table[:, columns] = values
     corners = table[faces]
