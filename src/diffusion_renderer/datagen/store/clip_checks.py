@@ -270,7 +270,7 @@ def check_reprojection(sample: Sample, findings: Findings) -> None:
     maps = [DepthMap.of(values[0]) for values in depth]
     for first in range(len(depth) - 1):
         for source, target in ((first, first + 1), (first + 1, first)):
-            pair = compare_frames(maps, camera, source, target, step, sample.ids, motions)
+            pair = compare_frames(maps, camera, source, target, step, sample.ids, motions, sample.gbuffer.normal)
             if pair.visible + pair.hidden < MIN_PIXELS:
                 continue
             good = pair.hidden_share <= MAX_HIDDEN and (pair.visible < MIN_PIXELS or pair.share >= MIN_AGREEMENT)

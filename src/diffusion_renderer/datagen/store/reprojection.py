@@ -27,10 +27,16 @@ EDGE = 0.1
 #: Parts of the depth by which two readings may differ beside the steps of the file and the surface's curvature.
 RELATIVE = 1e-3
 
+#: Cosine to the other camera below which a surface counts as turned away; shading normals lean a little beyond the triangle's.
+TURNED_AWAY = 0.2
+
 
 @dataclass(frozen=True)
 class Agreement:
-    """Pixels of frame ``source`` seen from frame ``target``: numbers that agree, that are hidden, that contradict."""
+    """Pixels of frame ``source`` seen from frame ``target``: numbers that agree, that are hidden, that contradict.
+
+    Only what stands still counts as hidden.
+    """
 
     source: int
     target: int
@@ -81,6 +87,7 @@ def compare_frames(
     step: float = 0.0,
     ids: UInt8[Tensor, "frames 1 height width"] | None = None,
     motions: dict[int, Float[Tensor, "frames 4 4"]] | None = None,
+    normals: Float[Tensor, "frames 3 height width"] | None = None,
 ) -> Agreement:
     """Project frame ``source`` into frame ``target`` and count.
 
@@ -89,15 +96,28 @@ def compare_frames(
     maps : one per frame.
     step : the smallest difference that the file can hold, scene units.
     ids, motions : which object each pixel shows and, for those that move, the rigid motion of each frame from the rest pose.
+    normals : in camera space; surfaces that have turned away from the other camera then take no part, so that a quick turn
+        does not look as if something stood before everything.
     """
     here, there = maps[source], maps[target]
     chosen, (height, width) = here.steady, there.depth.shape
     points = lift(here.depth.double(), camera, source)[chosen]
+    moved = torch.zeros(len(points), dtype=torch.bool)
+    facing = None
+    if normals is not None:
+        facing = normals[source].double().permute(1, 2, 0)[chosen] @ camera.pose[source, :3, :3].double().T
     for number, poses in (motions or {}).items():
         if ids is not None:
             mine = ids[source, 0][chosen] == number
             motion = poses[target].double() @ torch.linalg.inv(poses[source].double())
             points[mine] = points[mine] @ motion[:3, :3].T + motion[:3, 3]
+            moved |= mine
+            if facing is not None:
+                facing[mine] = facing[mine] @ motion[:3, :3].T
+    if facing is not None:
+        towards = torch.nn.functional.normalize(camera.pose[target, :3, 3].double() - points, dim=-1)
+        kept = (facing * towards).sum(-1) > TURNED_AWAY
+        points, moved, chosen = points[kept], moved[kept], _kept(chosen, kept)
     column, row, expected = project(points, camera, target, (height, width))
     # The pixels between whose centres the point falls must all be there.
     inside = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1) & (expected > 1e-6)
@@ -107,9 +127,16 @@ def compare_frames(
     allowed = 2 * step + RELATIVE * expected + curved
     difference = found - expected
     agree = reliable & (difference.abs() <= allowed)
-    hidden = reliable & (difference < -allowed)
+    hidden = reliable & (difference < -allowed) & ~moved[inside]  # a thing that turns may hide most of itself
     contradict = reliable & (difference > allowed)
     return Agreement(source, target, int(agree.sum()), int(hidden.sum()), int(contradict.sum()))
+
+
+def _kept(chosen: Bool[Tensor, "height width"], kept: Bool[Tensor, "chosen"]) -> Bool[Tensor, "height width"]:
+    """``chosen`` without those of its pixels that are not ``kept``."""
+    result = chosen.clone()
+    result[chosen] = kept
+    return result
 
 
 def steady(depth: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
