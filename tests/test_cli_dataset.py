@@ -37,7 +37,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_the_names_of_the_options_are_those_of_the_settings() -> None:
-    assert command.FAMILIES == settings.FAMILIES and command.MOTIONS == settings.MOTIONS and command.FORMATS == settings.FORMATS
+    for name in ("FAMILIES", "MOTIONS", "FORMATS", "DENOISE_QUALITIES"):
+        assert getattr(command, name) == getattr(settings, name)
     assert {value for value in command.VARIANTS.values() if value} == set(settings.VARIANTS)
 
 
@@ -46,14 +47,23 @@ def test_everything_is_passed_on(form: list[str], tmp_path: Path, calls: list[di
     line = (
         "--clips 7 --frames 5 --fps 24 --size 64x32 --samples 9 --depth 4 --seed 3 --family scenes --motions orbit light"
         " --motions static --lights 2 --format exr --shard-size 2 --workers 6 --max-minutes 5 --variant scalar --no-denoise"
+        " --denoise-quality high --shards 1:3"
     )
     assert main([*form, str(tmp_path / "out"), *line.split()]) == 0
     (call,) = calls
     chosen = call.pop("settings")
-    assert call == {"out": tmp_path / "out", "clips": 7, "shard_size": 2, "seed": 3, "workers": 6, "max_minutes": 5.0}
+    assert call == {
+        "out": tmp_path / "out",
+        "clips": 7,
+        "shard_size": 2,
+        "seed": 3,
+        "workers": 6,
+        "max_minutes": 5.0,
+        "only": (1, 3),
+    }
     assert (chosen.frames, chosen.fps, chosen.width, chosen.height, chosen.samples, chosen.depth) == (5, 24.0, 64, 32, 9, 4)
     assert (chosen.family, chosen.motions, chosen.lights) == ("scenes", ("orbit", "light", "static"), 2)
-    assert (chosen.format, chosen.variant, chosen.denoise) == ("exr", "scalar_rgb", False)
+    assert (chosen.format, chosen.variant, chosen.denoise, chosen.denoise_quality) == ("exr", "scalar_rgb", False, "high")
 
 
 def test_defaults(tmp_path: Path, calls: list[dict[str, Any]]) -> None:

@@ -134,6 +134,16 @@ def test_the_shard_split_does_not_change_a_clip(dataset: Path, tmp_path: Path) -
     assert contents(tmp_path) == contents(dataset)
 
 
+def test_several_runs_share_a_folder(dataset: Path, tmp_path: Path) -> None:
+    """Each renders its shards; the last one finds all of them."""
+    second = generate_shards(tmp_path, TINY, clips=3, shard_size=2, seed=4, only=(1, 2), progress=False)
+    assert [shard["name"] for shard in second["shards"]] == ["shard-000001.tar"] and not second["complete"]
+    both = generate_shards(tmp_path, TINY, clips=3, shard_size=2, seed=4, only=(0, 1), progress=False)
+    assert both["complete"] and both["shards"] == json.loads((dataset / "index.json").read_text())["shards"]
+    with pytest.raises(InputError, match="A below B"):
+        generate_shards(tmp_path, TINY, clips=3, shard_size=2, seed=4, only=(2, 2), progress=False)
+
+
 def test_a_dataset_can_grow(dataset: Path, tmp_path: Path) -> None:
     generate_shards(tmp_path, TINY, clips=1, shard_size=2, seed=4, progress=False)
     generate_shards(tmp_path, TINY, clips=2, shard_size=2, seed=4, progress=False)

@@ -77,6 +77,8 @@ class Dataset:
     """Buffers as PNG of 8 or 16 bits, or as EXR."""
     shard_size: ShardSize = 64
     """Clips per shard."""
+    shards: Annotated[tuple[int, int] | None, *values.one("A:B", values.span, "all")] = None
+    """Only shards A to B - 1, counted from 0: several machines can share OUT."""
     workers: Annotated[int, *values.one("N", values.count_at_least("--workers", 0), "0: one per core, or one on a GPU")] = 0
     """Processes that render at once."""
     max_minutes: Minutes = None
@@ -111,6 +113,7 @@ class Dataset:
                 seed=self.seed,
                 workers=self.workers,
                 max_minutes=self.max_minutes,
+                only=self.shards,
             )
             for line in describe_skipped(summary.get("skipped", {})):
                 progress.say(line)

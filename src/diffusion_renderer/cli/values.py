@@ -61,6 +61,14 @@ def size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+def span(text: str) -> tuple[int, int]:
+    """A:B, whole numbers, A below B."""
+    ends = text.split(":")
+    if len(ends) != 2 or not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) >= int(ends[1]):
+        raise _reject("--shards A:B, two whole numbers, A below B", f"{text!r}", "for example --shards 0:100; B is left out")
+    return int(ends[0]), int(ends[1])
+
+
 def _frames(text: str) -> int | None:
     if text.lower() == "all":
         return None

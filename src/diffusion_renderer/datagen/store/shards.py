@@ -40,6 +40,7 @@ def generate_shards(
     seed: int = 0,
     workers: int = 1,
     max_minutes: float | None = None,
+    only: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Render clips 0 .. ``clips`` - 1 of dataset ``seed`` into ``out/shard-{i:06d}.tar`` and list them in ``out/index.json``.
@@ -47,8 +48,9 @@ def generate_shards(
     Shard i holds clips i * shard_size and up, and depends on nothing else. A shard is written under a name ending in .part and
     renamed when it is complete; a run that was interrupted continues with the shards that are missing. After ``max_minutes`` no
     new shard is started, so a run may last longer by the time of one shard. ``workers`` processes render at once; 0 takes one
-    per core, or a single one on a GPU. Returns the contents of index.json, in which ``skipped`` names the assets that could not
-    be used and why.
+    per core, or a single one on a GPU. ``only`` (first, end) leaves the shards outside of first <= i < end to other runs, on
+    this machine or others that share the folder; index.json lists what is there when a run ends. Returns the contents of
+    index.json, in which ``skipped`` names the assets that could not be used and why.
 
     Raises InputError when ``out`` holds a dataset of another seed, shard size or other settings.
     """
@@ -64,9 +66,13 @@ def generate_shards(
     settings = replace(settings, variant=choose_variant(settings.variant))
     workers = workers or (1 if settings.variant.startswith("cuda") else os.cpu_count() or 1)
     spans = {i: range(i * shard_size, min((i + 1) * shard_size, clips)) for i in range(-(-clips // shard_size))}
-    missing = [i for i in spans if not _complete(shard_path(out, i), len(spans[i]))]
+    if only is not None and not 0 <= only[0] < only[1]:
+        raise InputError("shards A:B with A below B", f"{only[0]}:{only[1]}", "count them from 0; B itself is left out")
+    mine = {i: span for i, span in spans.items() if only is None or only[0] <= i < only[1]}
+    missing = [i for i in mine if not _complete(shard_path(out, i), len(spans[i]))]
     deadline = None if max_minutes is None else time.time() + 60 * max_minutes
-    bar = tqdm(total=clips, initial=clips - sum(len(spans[i]) for i in missing), unit="clip", disable=not progress)
+    wanted = sum(map(len, mine.values()))
+    bar = tqdm(total=wanted, initial=wanted - sum(len(spans[i]) for i in missing), unit="clip", disable=not progress)
     jobs = [(out, i, spans[i], seed, settings, deadline) for i in missing]
     skipped: dict[str, str] = dict(found.get("skipped", {}))
     with bar:
