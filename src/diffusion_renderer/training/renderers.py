@@ -39,6 +39,8 @@ DROP_SHARE = 0.05
 LIGHT_LUMINANCE = (0.1, 1.25)
 #: Weight of the patches' mean colour beside the error of the latents, and the frames from which its variance is estimated.
 LOCAL_WEIGHT, SAMPLE_FRAMES = 3.0, 256
+#: How much a buffer counts in that, 1 where it is not named: roughness is learnt last and least.
+BUFFER_WEIGHT = {"roughness": 3.0}
 #: fps - 1, motion bucket, strength of noise augmentation: the published constants.
 TIME_IDS = (6.0, 127.0, 0.0)
 
@@ -208,8 +210,9 @@ class InverseStage(_LatentStage):
         super().__init__(preset, vae, store, options)
         self.network: nn.Module = self._started(preset.inverse_unet(), options.out)
         # A buffer of three channels counts as much as one of one.
-        sizes = [[BUFFER_CHANNELS[name] for name in group for _ in range(BUFFER_CHANNELS[name])] for group in GROUPS]
-        self._measure_importance(slice(1, None), 1 / torch.tensor(sizes))
+        shares = {name: BUFFER_WEIGHT.get(name, 1.0) / BUFFER_CHANNELS[name] for group in GROUPS for name in group}
+        channels = [[shares[name] for name in group for _ in range(BUFFER_CHANNELS[name])] for group in GROUPS]
+        self._measure_importance(slice(1, None), torch.tensor(channels))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The denoising loss of one batch."""
