@@ -107,13 +107,17 @@ def render_scene(spec: SceneSpec, settings: DatasetSettings, mitsuba_seed: int =
 
 
 def _developed(
-    linear: Float[Tensor, "frames 3 height width"], traced: Traced, brightness: float, settings: DatasetSettings, variant: str
+    linear: Float[Tensor, "frames 3 height width"],
+    traced: Traced,
+    brightness: float | None,
+    settings: DatasetSettings,
+    variant: str,
 ) -> tuple[Float[Tensor, "frames 3 height width"], float]:
-    """Display-referred frames and the exposure that made them."""
+    """Display-referred frames and the exposure that made them: 1 when no ``brightness`` is asked for."""
     if settings.denoise:
         device = "cuda" if variant.startswith("cuda") and torch.cuda.is_available() else "cpu"
         linear = denoise(linear, traced.gbuffer, traced.coverage, settings.denoise_quality, device)
-    exposure = choose_exposure(linear, traced.gbuffer.mask, brightness)
+    exposure = 1.0 if brightness is None else choose_exposure(linear, traced.gbuffer.mask, brightness)
     return srgb_oetf((exposure * linear).clamp(0, 1)), exposure
 
 
@@ -155,13 +159,10 @@ def render_relit(
     variant = choose_variant(settings.variant)
     # World direction w is camera direction C^T w, which shows the panorama at R C^T w.
     turned = None if rotations is None else rotations @ spec.camera.rotation.transpose(1, 2)
-    linear = relight(spec, environment.radiance, turned, settings, variant, mitsuba_seed)
-    traced = trace(spec, settings, variant, mitsuba_seed)
-    if settings.denoise:
-        linear = denoise(linear, traced.gbuffer, traced.coverage, settings.denoise_quality)
-    exposure = 1.0 if brightness is None else choose_exposure(linear, traced.gbuffer.mask, brightness)
-    clip = Clip(srgb_oetf((exposure * linear).clamp(0, 1)), settings.fps, environment.name)
-    return clip, exposed(environment, exposure)
+    lit = replace(spec, environment=environment, light_rotation=turned)
+    traced = trace(lit, settings, variant, mitsuba_seed)
+    frames, exposure = _developed(traced.radiance, traced, brightness, settings, variant)
+    return Clip(frames, settings.fps, environment.name), exposed(environment, exposure)
 
 
 def choose_exposure(
