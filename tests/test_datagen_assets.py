@@ -23,10 +23,11 @@ from diffusion_renderer.datagen.assets.assemble import welded, wrapped
 from diffusion_renderer.datagen.assets.bake import palette
 from diffusion_renderer.datagen.assets.cutout import cut_out
 from diffusion_renderer.datagen.assets.gltf_materials import _lookup, metallic_roughness
-from diffusion_renderer.datagen.assets.images import sampled, srgb_decoded
+from diffusion_renderer.datagen.assets.images import sampled
 from diffusion_renderer.datagen.assets.maps import classify
 from diffusion_renderer.datagen.assets.normals import completed
 from diffusion_renderer.datagen.assets.surface import soup
+from diffusion_renderer.datagen.colour import srgb_decoded
 from diffusion_renderer.datagen.objects import Asset
 from diffusion_renderer.datagen.procedural.shapes import MAX_UV, sphere
 

@@ -167,6 +167,19 @@ def test_another_dataset_in_the_same_folder_is_refused(dataset: Path) -> None:
         generate_shards(dataset, replace(TINY, samples=5), clips=3, shard_size=2, seed=4, progress=False)
 
 
+def test_other_assets_in_a_folder_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    """A run continued with other files would hold clips of two data sets."""
+    for place in ("here", "there"):
+        (tmp_path / place / "hdri").mkdir(parents=True)
+        (tmp_path / place / "hdri" / f"{place}.exr").write_bytes(encode_exr(torch.ones(3, 16, 32)))
+    make = lambda place: generate_shards(  # noqa: E731
+        tmp_path / "out", replace(TINY, panoramas=tmp_path / place / "hdri"), clips=1, seed=4, progress=False
+    )
+    assert make("here")["clips"] == make("here")["clips"] == 1
+    with pytest.raises(InputError, match="another assets"):
+        make("there")
+
+
 def test_broken_and_missing_shards_are_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shard-"):
         list(read_shards(tmp_path))

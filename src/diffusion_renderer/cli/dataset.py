@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from diffusion_renderer.cli import values
-from diffusion_renderer.core.errors import InputError
 
 # As in datagen.settings, which is not imported here: the help must not load torch.
 FAMILIES = ("objects", "scenes", "mixed")
@@ -18,8 +17,6 @@ MOTIONS = ("orbit", "oscillation", "light", "object-rotation", "object-translati
 FORMATS = ("png8", "png16", "exr")
 DENOISE_QUALITIES = ("high", "balanced", "fast")
 VARIANTS = {"auto": None, "cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}
-#: The folders of --assets, by the setting that each is for.
-ASSET_FOLDERS = {"models": ("models",), "materials": ("materials",), "panoramas": ("panoramas", "hdri")}
 
 Count = Annotated[int, *values.one("N", values.count_at_least("--clips", 1), "64")]
 Minutes = Annotated[float | None, *values.one("MIN", values.number_at_least("--max-minutes", 0.0, "minutes"), "no limit")]
@@ -149,17 +146,10 @@ class Dataset:
 
         Raises InputError when --assets has none of them.
         """
-        inside: dict[str, Path] = {}
-        if self.assets is not None:
-            for name, folders in ASSET_FOLDERS.items():
-                found = [self.assets / folder for folder in folders if (self.assets / folder).is_dir()]
-                inside |= {name: found[0]} if found else {}
-            if not inside:
-                expected = "--assets DIR with the folders models, materials, hdri (or panoramas), or some of them"
-                raise InputError(
-                    expected, f"none in {self.assets}", "check the path, or give --models, --materials, --panoramas"
-                )
-        return {name: getattr(self, name) or inside.get(name) for name in ASSET_FOLDERS}
+        from diffusion_renderer.datagen.assets import asset_folders
+
+        inside = {} if self.assets is None else asset_folders(self.assets)
+        return {name: getattr(self, name) or inside.get(name) for name in ("models", "materials", "panoramas")}
 
 
 def describe_skipped(skipped: dict[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ turns transparency into geometry; ``bake`` turns constant and per-vertex colours
 
 from __future__ import annotations
 
-from diffusion_renderer.datagen.assets.library import AssetLibrary
+from diffusion_renderer.datagen.assets.library import AssetLibrary, asset_folders
 from diffusion_renderer.datagen.assets.limits import AssetLimits, SkippedAsset
 
-__all__ = ["AssetLibrary", "AssetLimits", "SkippedAsset"]
+__all__ = ["AssetLibrary", "AssetLimits", "SkippedAsset", "asset_folders"]

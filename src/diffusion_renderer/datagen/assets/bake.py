@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from diffusion_renderer.datagen.assets.images import sampled, srgb_decoded, srgb_encoded
+from diffusion_renderer.datagen.assets.images import sampled
 from diffusion_renderer.datagen.assets.surface import COLOUR, UV, Piece, Surface, mean
+from diffusion_renderer.datagen.colour import srgb_decoded, srgb_encoded
 
 #: Base colour, roughness, metallic.
 VALUES = 5

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffusion_renderer.core.resize import resize as resize_tensor
 from diffusion_renderer.datagen.assets.limits import Unusable
+from diffusion_renderer.datagen.colour import srgb_decoded
 from diffusion_renderer.io.exr import picture, read_exr
 
 #: A larger image is refused before it is decoded (16384 x 8192).
@@ -84,16 +85,6 @@ def to_linear(pixels: np.ndarray) -> Float[np.ndarray, "rows columns channels"]:
 @functools.lru_cache(maxsize=2)
 def _curve(top: int) -> np.ndarray:
     return srgb_decoded(np.arange(top + 1) / top).astype(np.float32)
-
-
-def srgb_decoded(encoded: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """sRGB in [0, 1] to linear."""
-    return np.where(encoded <= 0.04045, encoded / 12.92, ((np.maximum(encoded, 0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def srgb_encoded(linear: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Linear in [0, 1] to sRGB."""
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def rgb(pixels: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,22 @@ _OBJ_CREASE = 40.0
 _KEPT_BYTES = 512 * 2**20
 
 Loaded = TypeVar("Loaded")
+
+
+def asset_folders(folder: Path) -> dict[str, Path | None]:
+    """The folders of models, materials and panoramas inside ``folder``; None for one that is not there.
+
+    Raises InputError when none is.
+    """
+    folder = Path(folder)
+    found = {
+        kind: next((folder / name for name in names if (folder / name).is_dir()), None) for kind, names in _FOLDERS.items()
+    }
+    if not any(found.values()):
+        what = "a folder" if folder.is_dir() else "no folder"
+        expected = "a folder of assets with the folders models, materials, hdri (or panoramas), or some of them"
+        raise InputError(expected, f"{what} {folder} with none", "check the path")
+    return found
 
 
 class AssetLibrary:
@@ -65,16 +83,7 @@ class AssetLibrary:
     @classmethod
     def from_folder(cls, folder: Path, limits: AssetLimits | None = None) -> AssetLibrary:
         """A folder with any of ``models``, ``materials``, ``panoramas`` (or ``hdri``). Raises InputError when it has none."""
-        folder = Path(folder)
-        found = {
-            kind: next((folder / name for name in names if (folder / name).is_dir()), None) for kind, names in _FOLDERS.items()
-        }
-        if not any(found.values()):
-            what = "a folder" if folder.is_dir() else "no folder"
-            raise InputError(
-                "a folder with sub-folders models, materials, panoramas or hdri", f"{what} {folder} with none", "check the path"
-            )
-        return cls(**found, limits=limits)
+        return cls(**asset_folders(folder), limits=limits)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -123,9 +132,14 @@ class AssetLibrary:
         return self._licences[kind].source(name, path)
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the assets, as plain values; folders by their own name only, so that no machine's paths are stored."""
+        """What decides the assets, as plain values; folders by their own name only, so that no machine's paths are stored.
+
+        A digest of the assets' names tells folders of one name apart; files that change under their names are not noticed.
+        """
         names = {kind: self._folders[kind].resolve().name if kind in self._folders else None for kind in _FOLDERS}
-        return {**names, "limits": self.limits.to_json()}
+        listing = json.dumps([self.model_names, self.material_names, self.panorama_names])
+        digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
+        return {**names, "names": digest, "limits": self.limits.to_json()}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}

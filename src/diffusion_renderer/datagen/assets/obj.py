@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_renderer.datagen.assets.images import alpha_of, decode, rgb, srgb_decoded, to_linear, to_unit
+from diffusion_renderer.datagen.assets.images import alpha_of, decode, rgb, to_linear, to_unit
 from diffusion_renderer.datagen.assets.limits import AssetLimits, Unusable
 from diffusion_renderer.datagen.assets.surface import (
     UNKNOWN_ROUGHNESS,
@@ -22,6 +22,7 @@ from diffusion_renderer.datagen.assets.surface import (
     soup,
     unit_normals,
 )
+from diffusion_renderer.datagen.colour import srgb_decoded
 
 #: Texture options and how many values follow each at most.
 _OPTIONS = {"-blendu": 1, "-blendv": 1, "-boost": 1, "-mm": 2, "-o": 3, "-s": 3, "-t": 3, "-texres": 1, "-clamp": 1, "-bm": 1}

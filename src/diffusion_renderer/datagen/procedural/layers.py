@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_renderer.datagen.colour import srgb_decoded
 from diffusion_renderer.datagen.procedural.noise import slopes
 
 #: Bounds of every texture's roughness.
@@ -96,16 +97,10 @@ def height_normals(height: Float[np.ndarray, "size size"]) -> Float[np.ndarray, 
 # --- colours ----------------------------------------------------------------------------------------------------------
 
 
-def linear(srgb: np.ndarray) -> np.ndarray:
-    """Linear values of sRGB-encoded ones in [0, 1]."""
-    srgb = np.asarray(srgb)
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
 def hsv_colour(hue: float, saturation: float, value: float) -> np.ndarray:
     """Linear colour of an sRGB colour given as hue (turns), saturation and value."""
     offsets = (np.array([5.0, 3.0, 1.0]) + hue * 6.0) % 6.0
-    return linear(value - value * saturation * np.clip(np.minimum(offsets, 4.0 - offsets), 0.0, 1.0))
+    return srgb_decoded(value - value * saturation * np.clip(np.minimum(offsets, 4.0 - offsets), 0.0, 1.0))
 
 
 def random_colour(rng: np.random.Generator) -> np.ndarray:

@@ -58,9 +58,10 @@ def generate_shards(
     for name, value, least in (("clips", clips, 1), ("shard_size", shard_size, 1), ("workers", workers, 0)):
         if value < least:
             raise InputError(f"{name} of at least {least}", str(value), "give a larger number")
-    asset_library(settings)  # complains about folders that are not there before anything is written
+    library = asset_library(settings)  # complains about folders that are not there before anything is written
     out = Path(out)
-    identity = {"seed": seed, "shard_size": shard_size, "settings": settings.to_json()}
+    assets = None if library is None else library.to_json()
+    identity = {"seed": seed, "shard_size": shard_size, "settings": settings.to_json(), "assets": assets}
     found = _claim(out, identity)
     # Settled here, so that the worker processes need not probe again.
     settings = replace(settings, variant=choose_variant(settings.variant))
