@@ -37,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_the_names_of_the_options_are_those_of_the_settings() -> None:
-    for name in ("FAMILIES", "MOTIONS", "FORMATS", "DENOISE_QUALITIES"):
+    for name in ("FAMILIES", "MOTIONS", "FORMATS", "DENOISE_QUALITIES", "SPLITS"):
         assert getattr(command, name) == getattr(settings, name)
     assert {value for value in command.VARIANTS.values() if value} == set(settings.VARIANTS)
 
@@ -102,6 +102,13 @@ def test_folders_of_assets(tmp_path: Path, calls: list[dict[str, Any]], capsys: 
     assert "folders models, materials, hdri" in capsys.readouterr().err
 
 
+def test_the_split_of_the_assets(tmp_path: Path, calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset", str(tmp_path / "out"), "--panoramas", str(tmp_path), "--split", "test"]) == 0
+    assert calls[0]["settings"].split == "test"
+    assert main(["dataset", str(tmp_path / "out"), "--split", "train"]) == 2
+    assert "expected a folder of assets with --split train" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -111,6 +118,7 @@ def test_folders_of_assets(tmp_path: Path, calls: list[dict[str, Any]], capsys: 
         ("dataset out --format png", "'png'"),
         ("dataset out --variant gpu", "'gpu'"),
         ("dataset out --lights 0", "'0'"),
+        ("dataset out --split val", "'val'"),
         ("dataset out --workers -1", "'-1'"),
         ("dataset generate out --depth 0", "'0'"),
         ("dataset generate", "no OUT"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -79,6 +80,25 @@ def test_seeds_and_indices_differ(dataset: Path) -> None:
     frames = [clip.clip.frames for clip in read_shards(dataset)] + [render_clip(5, 0, TINY).clip.frames]
     for i, first in enumerate(frames):
         assert all((first - second).abs().mean() > 0.01 for second in frames[:i])
+
+
+def test_a_data_set_begun_before_there_was_a_split_goes_on(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "old")
+    path = tmp_path / "old" / "index.json"
+    index = json.loads(path.read_text())
+    del index["settings"]["split"]
+    path.write_text(json.dumps(index))
+    assert generate_shards(tmp_path / "old", TINY, clips=3, shard_size=2, seed=4, progress=False)["complete"]
+    with pytest.raises(InputError, match="another settings"):
+        generate_shards(tmp_path / "old", replace(TINY, split="test"), clips=3, shard_size=2, seed=4, progress=False)
+
+
+def test_progress_can_be_a_function(dataset: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    shutil.copytree(dataset, tmp_path / "part")
+    (tmp_path / "part" / "shard-000001.tar").unlink()
+    generate_shards(tmp_path / "part", TINY, clips=3, shard_size=2, seed=4, progress=lambda *step: told.append(step))
+    assert told == [(2, 3, "rendering clips"), (3, 3, "rendering clips")]
 
 
 def test_an_interrupted_run_continues(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_relight_estimates_buffers_once_for_all_lights():
     lights = [EnvironmentMap(torch.full((3, 4, 8), value), name="sky") for value in (0.5, 1.0)]
     shot = Shot(LightOptions(rotate=True))
     relit = relight(clip, lights, inverse, forward, shot=shot, forward_options={"guidance": 1.5})
-    assert inverse.calls == 1 and forward.options == {"guidance": 1.5}
+    assert inverse.calls == 1 and forward.options == {"camera": None, "guidance": 1.5}
     assert [item.name for item in relit.clips] == ["shot_sky", "shot_sky-2"]
     assert torch.allclose(relit.clips[0].frames, srgb_oetf(0.5 * clip.frames))
     assert torch.allclose(relit.clips[1].frames, srgb_oetf(clip.frames))

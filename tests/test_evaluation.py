@@ -10,12 +10,12 @@ import torch
 from synthetic import synthetic_clip
 
 from diffusion_renderer.core.color import srgb_oetf
-from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
-from diffusion_renderer.evaluation import EvaluateOptions, evaluate
-from diffusion_renderer.evaluation.baselines import base_color_times_light, best_constant, best_constant_normal
+from diffusion_renderer.core.geometry import look_at, rotation_y
+from diffusion_renderer.core.types import Camera, EnvironmentMap, GBuffer
+from diffusion_renderer.datagen import Relit
+from diffusion_renderer.evaluation.baselines import Constants, base_color_times_light, best_constant, best_constant_normal
 from diffusion_renderer.evaluation.metrics import ANGLE, PSNR, RMSE
-from diffusion_renderer.evaluation.protocols import score_forward, score_inverse, table
+from diffusion_renderer.evaluation.views import compared, views
 
 ALL = torch.ones(1, 1, 4, 4, dtype=torch.bool)
 
@@ -78,58 +78,52 @@ def test_base_colour_under_a_white_furnace_is_the_base_colour() -> None:
     )
 
 
-def test_a_perfect_inverse_renderer_wins_everywhere() -> None:
+def test_the_constants_of_clips_are_their_means() -> None:
     clips = [synthetic_clip(seed) for seed in range(3)]
-    truth = {clip.clip.name: clip.gbuffer for clip in clips}
-    scores = {(s.what, s.baseline_name): s for s in score_inverse(clips, lambda clip: truth[clip.name])}
-    assert scores["basecolor", "input frame"].model == pytest.approx(100.0)
-    assert scores["normal", "best constant"].model < 0.1
-    assert all(score.wins == score.clips == 3 for score in scores.values())
+    constants = Constants.measure(iter(clips))
+    values = [clip.gbuffer.roughness[clip.gbuffer.mask] for clip in clips]
+    # Each clip gives 4096 evenly spread values of its pixels, so clips of different coverage count alike.
+    assert constants.values["roughness"].item() == pytest.approx(sum(v.mean().item() for v in values) / 3, abs=5e-3)
+    frames = torch.cat([clip.clip.frames for clip in clips])
+    assert torch.allclose(constants.image((32, 32))[0], frames.mean(dim=0), atol=1e-6)
+    made = constants.buffers(clips[0])
+    assert made.roughness.unique().numel() == 1 and made.size == (32, 32) and len(made) == 3
+    assert torch.allclose(srgb_oetf(made.basecolor[0, :, 0, 0]), constants.values["basecolor"], atol=1e-5)
 
 
-def test_the_best_constants_tie_with_themselves() -> None:
-    clips = [synthetic_clip(seed) for seed in range(3)]
-    masks = [clip.gbuffer.mask[:, 0] for clip in clips]
-
-    def mean(name: str) -> torch.Tensor:
-        values = [getattr(clip.gbuffer, name).movedim(1, -1)[mask] for clip, mask in zip(clips, masks, strict=True)]
-        return torch.cat(values).mean(dim=0)[None, :, None, None]
-
-    def constant(clip: Clip) -> GBuffer:
-        one = torch.ones(len(clip), 1, *clip.frames.shape[-2:])
-        flat = {name: mean(name) * one for name in ("roughness", "metallic")}
-        return GBuffer(basecolor=one.expand(-1, 3, -1, -1), normal=one.expand(-1, 3, -1, -1), depth=one, **flat)
-
-    scores = {(s.what, s.baseline_name): s for s in score_inverse(clips, constant)}
-    for name in ("roughness", "metallic"):
-        score = scores[name, "best constant"]
-        assert score.model == pytest.approx(score.baseline, rel=1e-5)
+def test_other_clips_have_other_constants() -> None:
+    one, other = (Constants.measure(iter([synthetic_clip(seed)])) for seed in (1, 2))
+    assert one.digest() == Constants.measure(iter([synthetic_clip(1)])).digest() != other.digest()
 
 
-def test_a_perfect_forward_renderer_wins_and_mean_images_are_seen() -> None:
-    clips = [synthetic_clip(seed) for seed in range(3)]
-    truth = {clip.gbuffer.name: clip.clip for clip in clips}
-    scores = {s.baseline_name: s for s in score_forward(clips, lambda g, e, r: truth[g.name])}
-    assert {"mean image", "base colour x mean light"} <= scores.keys()
-    assert all(s.model == pytest.approx(100.0) and s.wins == 3 for s in scores.values())
-    assert all(math.isfinite(s.baseline) and s.baseline < 40 for s in scores.values())
-
-
-def test_a_clip_without_surface_does_not_count() -> None:
+def test_lights_have_short_distinct_names() -> None:
     clip = synthetic_clip(0)
-    empty = replace(clip, gbuffer=replace(clip.gbuffer, mask=torch.zeros_like(clip.gbuffer.mask)))
-    scores = score_inverse([clip, empty], lambda c: clip.gbuffer)
-    assert all(score.clips == 1 for score in scores if score.what != "basecolor, whole picture")
+    sky = replace(clip.environment, name="procedural sky")
+    relit = tuple(Relit(clip.clip, environment) for environment in (sky, replace(sky, name="a b/c")))
+    lit = views(replace(clip, environment=sky, relit=relit))
+    assert [view.light for view in lit] == ["sky", "sky-2", "a-b-c"]
+    assert all(torch.equal(view.rotations, clip.lookup) for view in lit)
 
 
-def test_the_table_reads_as_markdown_and_csv() -> None:
-    clips = [synthetic_clip(0)]
-    result = table("a title", score_inverse(clips, lambda clip: clips[0].gbuffer))
-    lines = result.markdown().splitlines()
-    assert lines[0] == "**a title**" and lines[2].count("|") == lines[4].count("|")
-    assert len(result.csv().splitlines()) == 1 + len(result.rows)
+def test_each_light_turns_as_it_was_rendered() -> None:
+    clip = synthetic_clip(0)
+    turn = torch.stack([rotation_y(0.3)] * 3)
+    camera = Camera(look_at(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)).expand(3, 4, 4), torch.full((3,), 40.0))
+    turned = replace(clip, camera=camera, relit=(Relit(clip.clip, clip.environment, turn),))
+    first, second = views(turned)
+    assert torch.allclose(first.rotations, camera.rotation) and torch.allclose(second.rotations, turn @ camera.rotation)
 
 
-def test_an_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="inverse"):
-        evaluate("inverze", EvaluateOptions())
+def test_what_is_not_finite_stays_so_when_it_is_compared() -> None:
+    gbuffer = synthetic_clip(0).gbuffer
+    for name in ("basecolor", "depth", "roughness"):
+        for wrong in (math.nan, -math.inf):
+            value = getattr(gbuffer, name).clone()
+            value[0, 0, 5, 5] = wrong
+            assert compared(replace(gbuffer, **{name: value}), name)[0, 0, 5, 5].isnan()
+    assert compared(gbuffer, "depth")[~gbuffer.mask].eq(1).all(), "infinite depth is background"
+
+
+def test_relative_depth_is_compared_as_it_is() -> None:
+    gbuffer = GBuffer(depth=torch.full((1, 1, 4, 4), 0.3))
+    assert compared(gbuffer, "depth").eq(0.3).all()

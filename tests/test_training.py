@@ -235,11 +235,5 @@ def test_the_shipped_preset_stays_below_60_megabytes() -> None:
     assert presets_module.PRESETS["tiny"] is TINY
 
 
-def test_shards_of_the_evaluation_seed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_renderer.datagen import EVALUATION_SEED
-
-    (tmp_path / "shard-000000.tar").write_bytes(b"")
-    clip = replace(synthetic_clip(0), meta={"seed": EVALUATION_SEED})
-    monkeypatch.setattr("diffusion_renderer.training.data.read_shard", lambda path: [clip])
-    with pytest.raises(InputError, match="evaluation seed"):
-        load_frames((tmp_path,), tmp_path / "cache")
+def test_a_store_too_short_for_clips_has_no_starts(store: FrameStore) -> None:
+    assert len(store.starts(10)) == len(store.starts(11)) == 0

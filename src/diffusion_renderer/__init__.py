@@ -25,7 +25,7 @@ _EXPORTS = {
     "Camera": "core.types",
     "InputError": "core.errors",
     "load_inverse": "pipelines",
-    "load_forward": "pipelines",
+    "load_forward": "editing",
 }
 
 __all__ = ["Camera", "Clip", "EnvironmentMap", "GBuffer", "InputError", "load_forward", "load_inverse"]

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from diffusion_renderer.cli import values
+from diffusion_renderer.core.errors import InputError
 
 # As in datagen.settings, which is not imported here: the help must not load torch.
 FAMILIES = ("objects", "scenes", "mixed")
 MOTIONS = ("orbit", "oscillation", "light", "object-rotation", "object-translation", "static")
 FORMATS = ("png8", "png16", "exr")
+SPLITS = ("all", "train", "test")
 DENOISE_QUALITIES = ("high", "balanced", "fast")
 VARIANTS = {"auto": None, "cuda": "cuda_ad_rgb", "llvm": "llvm_ad_rgb", "scalar": "scalar_rgb"}
 
@@ -70,6 +72,8 @@ class Dataset:
     """Folder of materials."""
     panoramas: Annotated[Path | None, *values.one("DIR", Path, "DIR/hdri of --assets, else procedural light only")] = None
     """Folder of .hdr and .exr panoramas that light half of the clips."""
+    split: Annotated[str, *values.one("all|train|test", values.choice("--split", SPLITS), "all")] = "all"
+    """Which of the folders' assets are used, by the hash of their names; a fifth is for testing."""
     format: Format = "png8"
     """Buffers as PNG of 8 or 16 bits, or as EXR."""
     shard_size: ShardSize = 64
@@ -120,10 +124,13 @@ class Dataset:
             progress.made(self.out)
 
     def settings(self) -> Any:
-        """The options as `DatasetSettings`."""
+        """The options as `DatasetSettings`. Raises InputError for a split of no assets."""
         from diffusion_renderer.datagen import DatasetSettings
 
-        chosen = values.flatten(self.motions)
+        chosen, folders = values.flatten(self.motions), self.asset_folders()
+        if self.split != "all" and not any(folders.values()):
+            advice = "add --assets DIR, or leave --split out: procedural assets have no split"
+            raise InputError(f"a folder of assets with --split {self.split}", "none", advice)
         return DatasetSettings(
             frames=self.frames,
             width=self.size[0],
@@ -134,11 +141,12 @@ class Dataset:
             denoise_quality=self.denoise_quality,
             family=self.family,
             lights=self.lights,
+            split=self.split,
             format=self.format,
             fps=self.fps,
             variant=VARIANTS[self.variant],
             **({"motions": chosen} if chosen else {}),
-            **self.asset_folders(),
+            **folders,
         )
 
     def asset_folders(self) -> dict[str, Path | None]:

@@ -32,7 +32,8 @@ class Common:
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """Folder for the results; made when missing."""
     model: Annotated[str, *values.one("NAME|PATH", str, "tiny")] = "tiny"
-    """The networks: tiny (in the package), a name from `weights list`, a local folder, or a Hugging Face id."""
+    """The networks: tiny (in the package), a name from `weights list`, a local folder, or a Hugging Face id; as a forward
+    renderer also splitsum, ssrt (screen-space ray tracing) and pathtrace."""
     steps: values.Steps = None
     """Denoising steps; more is slower and finer."""
     seed: values.Seed = 0
@@ -91,6 +92,8 @@ class Lighting:
     """Classifier-free guidance of the forward renderer; 1 for none."""
     lora_scale: LoraScale = None
     """Strength of the model's LoRA adapter, if it has one."""
+    geometry: Annotated[Path | None, *values.one("FILE", Path, "none")] = None
+    """The scene (Mitsuba .xml, .ply, .obj) for the forward renderer pathtrace, which needs --cameras too."""
 
     @property
     def light_paths(self) -> tuple[Path, ...]:
@@ -152,7 +155,7 @@ class Relight(Lighting, Buffers, Common):
     inverse_model: Text = None
     """The inverse renderer's networks, if they are not --model's."""
     forward_model: Text = None
-    """The forward renderer's networks, if they are not --model's."""
+    """The forward renderer, if it is not --model: networks, or splitsum, ssrt, pathtrace."""
 
     def run(self) -> None:
         """Make and write the G-buffers and the relit clips."""

@@ -50,7 +50,7 @@ def run_forward(options: Forward, progress: Progress) -> None:
     paths = io.list_gbuffers(options.gbuffers)
     names = distinct_names([name_of(path) for path in paths])
     lights, shot = read_lights(options.light_paths), read_shot(options, options.frames)
-    models = Models(options.model, options.model, options.device)
+    models = Models(options.model, options.model, options.device, options.geometry)
     models.check("forward")
     session = Session(options, make_output_folder(options.out), flatten(options.format) or ("png", "mp4"), models, progress)
     relit = relit_names(names, lights, taken=[])
@@ -71,7 +71,8 @@ def run_forward(options: Forward, progress: Progress) -> None:
 def run_relight(options: Relight, progress: Progress) -> None:
     """G-buffers of every clip of the input, and every clip under every light."""
     lights, shot = read_lights(options.light_paths), read_shot(options, options.frames)
-    models = Models(options.inverse_model or options.model, options.forward_model or options.model, options.device)
+    inverse, forward = options.inverse_model or options.model, options.forward_model or options.model
+    models = Models(inverse, forward, options.device, options.geometry)
     models.check(*KINDS)
     paths = io.list_clips(options.input)
     names = distinct_names([name_of(path) for path in paths])

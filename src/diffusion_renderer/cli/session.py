@@ -20,12 +20,14 @@ from diffusion_renderer.core.types import BUFFERS, Camera, EnvironmentMap, GBuff
 from diffusion_renderer.editing import (
     LightOptions,
     Shot,
+    check_model,
     distinct_names,
     light_scale,
+    load_forward,
     play,
     scaled,
 )
-from diffusion_renderer.models import Kind, check_kind
+from diffusion_renderer.models import Kind
 
 KINDS: tuple[Kind, Kind] = ("inverse", "forward")
 #: Formats that hold every frame of a G-buffer, so that it can be read back.
@@ -48,6 +50,7 @@ class Models:
     inverse_name: str
     forward_name: str
     device: str | None = None
+    geometry: Path | None = None
 
     @cached_property
     def inverse(self) -> pipelines.InverseRenderer:
@@ -55,13 +58,12 @@ class Models:
 
     @cached_property
     def forward(self) -> pipelines.ForwardRenderer:
-        return pipelines.load_forward(self.forward_name, device=self.device)
+        return load_forward(self.forward_name, device=self.device, geometry=self.geometry)
 
     def check(self, *kinds: Kind) -> None:
         """Find (or download) the models and check their kind, so that a mistake shows before an hour's work, not after it."""
         for kind in kinds:
-            name = self.inverse_name if kind == "inverse" else self.forward_name
-            check_kind(pipelines.locate_model(name, kind), kind)
+            check_model(self.inverse_name if kind == "inverse" else self.forward_name, kind, self.geometry)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Session:
             "frames": self.options.frames,
             "guidance": lighting.guidance,
             "lora_scale": lighting.lora_scale,
+            "geometry": lighting.geometry and fingerprint(lighting.geometry),
         }
         return Result(self.out, name, "relit", made_from)
 
@@ -145,8 +148,9 @@ class Session:
         options = {**self._call_options(), "guidance": lighting.guidance, "lora_scale": lighting.lora_scale}
         forward = self.models.forward
         environment = scaled(light.environment, self._scale(light.environment, lighting.light_scale, forward))
+        camera = shot.cameras(len(gbuffer))
         gbuffer, rotations = play(gbuffer, shot)
-        pieces = forward.stream(gbuffer, environment, rotations=rotations, **options)
+        pieces = forward.stream(gbuffer, environment, camera=camera, rotations=rotations, **options)
         first = next(pieces)
 
         def write() -> None:

@@ -180,4 +180,11 @@ def _summary(path: Path) -> str:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"readable JSON in {path}", str(error), "copy or download it again") from error
-    return ", ".join(f"{name} {value}" for name, value in entries.items() if not name.startswith("_"))
+    return ", ".join(f"{name} {_shortened(value)}" for name, value in entries.items() if not name.startswith("_"))
+
+
+def _shortened(value: object) -> object:
+    """A training record names every asset; here their number will do."""
+    if not isinstance(value, dict):
+        return value
+    return {key: f"{len(entry)} names" if isinstance(entry, list) else _shortened(entry) for key, entry in value.items()}

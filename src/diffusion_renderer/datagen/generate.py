@@ -122,16 +122,21 @@ def _developed(
 
 
 @functools.lru_cache(maxsize=4)
-def _library(models: Path | None, materials: Path | None, panoramas: Path | None, texture_size: int) -> AssetLibrary:
+def _library(
+    models: Path | None, materials: Path | None, panoramas: Path | None, texture_size: int, split: str
+) -> AssetLibrary:
     from diffusion_renderer.datagen.assets import AssetLibrary, AssetLimits
 
-    return AssetLibrary(models, materials, panoramas, AssetLimits(texture_size=texture_size))
+    return AssetLibrary(models, materials, panoramas, AssetLimits(texture_size=texture_size), split)
 
 
 def asset_library(settings: DatasetSettings) -> AssetLibrary | None:
-    """The assets of ``settings``, kept per process; None when it names no folder."""
+    """The assets of ``settings``, kept per process; None when it names no folder.
+
+    Raises InputError for a folder that is not there or has no asset of the split.
+    """
     folders = (settings.models, settings.materials, settings.panoramas)
-    return None if folders == (None, None, None) else _library(*folders, settings.texture_size)
+    return None if folders == (None, None, None) else _library(*folders, settings.texture_size, settings.split)
 
 
 def exposed(environment: EnvironmentMap, exposure: float) -> EnvironmentMap:

@@ -25,8 +25,12 @@ FORMATS = ("png8", "png16", "exr")
 DENOISE_QUALITIES = ("high", "balanced", "fast")
 #: Which procedural shapes are used.
 SHAPES = ("all", "primitives", "rich")
+#: Which of the assets in folders are used: all, or those that `assets.split` keeps for training or for testing.
+SPLITS = ("all", "train", "test")
 #: The seed of the clips that renderers are scored on; training refuses shards made from it.
 EVALUATION_SEED = 777_777
+#: Every such seed; the suites of `evaluation.suites` have one each.
+EVALUATION_SEEDS = frozenset({EVALUATION_SEED, 777_778, 777_779})
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class DatasetSettings:
     denoise_quality : one of `DENOISE_QUALITIES`. At 128 x 128 and 16 samples "fast" is 0.9 dB below "high" in a quarter of its
         time (see docs/data.md).
     models, materials, panoramas : folders of assets (see `assets.AssetLibrary`); None for procedural ones only.
+    split : one of `SPLITS`: which of the folders' assets are used (see `assets.split`); procedural ones are drawn anew for
+        every seed and belong to no split.
     panorama_probability : how often a clip is lit by a file of ``panoramas`` instead of a procedural panorama.
     panorama_height : rows of the panorama that lights the clip and is stored with it; twice as many columns. None chooses by
         the frames' size, for the panorama is seen behind the objects: 128 rows up to 192 pixels, 256 up to 384, else 512.
@@ -67,6 +73,7 @@ class DatasetSettings:
     models: Path | None = None
     materials: Path | None = None
     panoramas: Path | None = None
+    split: str = "all"
     panorama_probability: float = 0.5
     panorama_height: int | None = None
     family: str = "mixed"
@@ -98,7 +105,13 @@ class DatasetSettings:
             object.__setattr__(self, "panorama_height", self.texture_size)
         if self.panorama_height < 16 or self.panorama_height > 512:
             raise InputError("panorama_height between 16 and 512", str(self.panorama_height), "64 or 128 suit small frames")
-        choices = {"family": FAMILIES, "format": FORMATS, "denoise_quality": DENOISE_QUALITIES, "shapes": SHAPES}
+        choices = {
+            "family": FAMILIES,
+            "format": FORMATS,
+            "denoise_quality": DENOISE_QUALITIES,
+            "shapes": SHAPES,
+            "split": SPLITS,
+        }
         for name, known in choices.items():
             check_name(name.replace("_", " "), getattr(self, name), known)
         for name in self.motions:

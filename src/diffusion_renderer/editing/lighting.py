@@ -21,7 +21,7 @@ from diffusion_renderer.light import (
     world_fixed,
     yawed,
 )
-from diffusion_renderer.pipelines import RendererSettings
+from diffusion_renderer.pipelines import ForwardSettings
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def light_rotations(frames: int, options: LightOptions, camera: Camera | None = 
     return compose(turn, yawed(frames, options.yaw), elevated(frames, options.elevation), base)
 
 
-def light_scale(environment: EnvironmentMap, settings: RendererSettings) -> float:
+def light_scale(environment: EnvironmentMap, settings: ForwardSettings) -> float:
     """The factor that brings a panorama into the range of brightness which a forward renderer knows; 1 inside that range.
 
     The training clips were exposed to a mid-grey picture, so the renderer has seen panoramas of a limited range of brightness,

@@ -47,10 +47,10 @@ class Shot:
             return available
         return self.frames or (available if available > 1 else STILL_FRAMES)
 
-    def rotations(self, available: int) -> Float[Tensor, "_ 3 3"]:
-        """The light's rotation in each frame of the result.
+    def cameras(self, available: int) -> Camera | None:
+        """The camera of each frame of the result, made from G-buffers of ``available`` frames; None when unknown.
 
-        Raises InputError when the held frame does not exist or the cameras do not match the frames.
+        Raises InputError when the held frame does not exist or has no camera.
         """
         held, camera, frames = self.static_frame, self.camera, self.length(available)
         if held is not None and not 0 <= held < available:
@@ -58,10 +58,15 @@ class Shot:
         if camera is not None and held is not None:
             if held >= len(camera):
                 raise InputError(f"a camera for frame {held}", f"{len(camera)} cameras", "give the cameras of this clip")
-            camera = Camera(camera.pose[held].expand(frames, 4, 4), camera.fov_x[held].expand(frames))
-        elif camera is not None and self.frames is not None:
-            camera = camera[: self.frames]
-        return light_rotations(frames, self.lighting, camera)
+            return Camera(camera.pose[held].expand(frames, 4, 4), camera.fov_x[held].expand(frames))
+        return camera if camera is None or self.frames is None else camera[: self.frames]
+
+    def rotations(self, available: int) -> Float[Tensor, "_ 3 3"]:
+        """The light's rotation in each frame of the result.
+
+        Raises InputError when the held frame does not exist or the cameras do not match the frames.
+        """
+        return light_rotations(self.length(available), self.lighting, self.cameras(available))
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,9 @@ def relight_gbuffer(gbuffer: GBufferSource, light: EnvironmentMap, forward: Forw
     ``options`` go to the forward renderer (steps, guidance, lora_scale, seed, size, progress). Raises InputError when a buffer
     is missing, the held frame does not exist or the cameras do not match the frames.
     """
+    camera = shot.cameras(len(gbuffer))
     gbuffer, rotations = play(gbuffer, shot)
-    return forward(gbuffer, light, rotations=rotations, **options)
+    return forward(gbuffer, light, camera=camera, rotations=rotations, **options)
 
 
 def play(gbuffer: GBufferSource, shot: Shot) -> tuple[GBufferSource, Float[Tensor, "_frames 3 3"]]:

@@ -2,13 +2,81 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.color import srgb_oetf
-from diffusion_renderer.core.types import EnvironmentMap
+from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.core.resize import resize
+from diffusion_renderer.core.types import DEFAULT_BUFFERS, EnvironmentMap, GBuffer
+from diffusion_renderer.datagen import Sample
+from diffusion_renderer.evaluation.views import compared, surface_mask, views
 from diffusion_renderer.light import mean_radiance
+
+#: Values of a buffer that a clip gives to the search for the best constant: evenly spread over its surface pixels.
+VALUES = 4096
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The best constants for the very clips that are scored, which no renderer can know.
+
+    Attributes
+    ----------
+    values : of each buffer as it is compared: base colour sRGB-encoded, depth relative, a unit vector for normals.
+    mean_image : the mean of all true frames under all lights; clips of another size are resized to the first one's.
+    """
+
+    values: dict[str, Float[Tensor, " channels"]]
+    mean_image: Float[Tensor, "3 height width"]
+
+    @classmethod
+    def measure(cls, samples: Iterable[Sample]) -> Constants:
+        """One pass over the clips; a clip at a time is held. Every clip counts alike, however many frames it has."""
+        gathered: dict[str, list[Tensor]] = {}
+        total, count = torch.zeros(3, 1, 1), 0
+        for sample in samples:
+            mask = surface_mask(sample.gbuffer, sample.clip)
+            for name in sample.gbuffer.present:
+                values = rearrange(compared(sample.gbuffer, name), "f c h w -> f h w c")[mask[:, 0]]
+                if len(values):
+                    gathered.setdefault(name, []).append(values[torch.linspace(0, len(values) - 1, VALUES).long()])
+            for view in views(sample):
+                image = view.clip.frames.mean(dim=0)
+                if count and image.shape != total.shape:
+                    image = resize(image[None], (total.shape[-1], total.shape[-2]))[0]
+                total, count = total + image, count + 1
+        values = {
+            name: best_constant_normal(torch.cat(parts)) if name == "normal" else best_constant(torch.cat(parts))
+            for name, parts in gathered.items()
+        }
+        return cls(values, total / max(count, 1))
+
+    def image(self, size: tuple[int, int]) -> Float[Tensor, "1 3 height width"]:
+        """The mean image at (width, height)."""
+        same = (self.mean_image.shape[-1], self.mean_image.shape[-2]) == size
+        return self.mean_image[None] if same else resize(self.mean_image[None], size)
+
+    def buffers(self, sample: Sample) -> GBuffer:
+        """G-buffers that are constant everywhere, of the buffers that have a truth; depth is relative."""
+        count, (width, height) = len(sample.clip), sample.clip.size
+        made = {}
+        for name in DEFAULT_BUFFERS:
+            if name in self.values:
+                value = srgb_eotf(self.values[name]) if name == "basecolor" else self.values[name]
+                made[name] = value[None, :, None, None].expand(count, -1, height, width)
+        return GBuffer(**made, fps=sample.clip.fps, name=sample.clip.name)
+
+    def digest(self) -> str:
+        """Tells these constants from others."""
+        parts = [self.mean_image.numpy().tobytes()]
+        parts += [name.encode() + value.numpy().tobytes() for name, value in sorted(self.values.items())]
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def best_constant(values: Float[Tensor, "count channels"]) -> Float[Tensor, "channels"]:

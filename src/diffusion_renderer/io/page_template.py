@@ -1,13 +1,7 @@
 """The HTML around a result page; `page` puts its parts where the comments in capitals are."""
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title><!--TITLE--></title>
-<style>
-:root { color-scheme: dark;
+#: Shared with other pages, which may set the colours anew.
+STYLE = """:root { color-scheme: dark;
   --ink: #e4e7eb; --dim: #9aa3ad; --line: #30353c; --back: #16181c; --card: #1e2126; --accent: #7db7ff; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1600px; padding: 1.5rem clamp(.8rem, 3vw, 2.5rem) 6rem;
@@ -27,13 +21,25 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 caption { text-align: left; color: var(--dim); padding: .3rem 0; }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-nav { position: fixed; inset: auto 0 0 0; display: flex; gap: .8rem; align-items: center;
-  padding: .6rem clamp(.8rem, 3vw, 2.5rem);
-  background: #101215f2; border-top: 1px solid var(--line); }
-nav[hidden] { display: none; }
 button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: .3rem .9rem; min-width: 5rem; cursor: pointer; }
 button:hover, button:focus-visible { border-color: var(--accent); }
+"""
+
+PAGE = (
+    """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title><!--TITLE--></title>
+<style>
+"""
+    + STYLE
+    + """nav { position: fixed; inset: auto 0 0 0; display: flex; gap: .8rem; align-items: center;
+  padding: .6rem clamp(.8rem, 3vw, 2.5rem);
+  background: #101215f2; border-top: 1px solid var(--line); }
+nav[hidden] { display: none; }
 input[type=range] { flex: 1; accent-color: var(--accent); min-width: 0; }
 output { color: var(--dim); font-variant-numeric: tabular-nums; min-width: 4rem; text-align: right; }
 </style>
@@ -90,3 +96,4 @@ if (videos.length) {
 </body>
 </html>
 """
+)

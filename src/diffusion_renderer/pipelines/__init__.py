@@ -15,7 +15,7 @@ from diffusion_renderer.models import Checkpoint, Kind, load_checkpoint
 from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer
 from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
 from diffusion_renderer.pipelines.names import MODEL_NAMES, PUBLISHED, local_folder, locate_model, repository
-from diffusion_renderer.pipelines.protocols import ForwardRenderer, InverseRenderer, Progress
+from diffusion_renderer.pipelines.protocols import ForwardRenderer, ForwardSettings, InverseRenderer, Progress
 from diffusion_renderer.pipelines.settings import RendererSettings, read_settings
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "DiffusionForwardRenderer",
     "DiffusionInverseRenderer",
     "ForwardRenderer",
+    "ForwardSettings",
     "InverseRenderer",
     "Progress",
     "RendererSettings",

@@ -13,7 +13,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit
 from diffusion_renderer.core.sources import GBufferSource
-from diffusion_renderer.core.types import Clip, EnvironmentMap
+from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap
 from diffusion_renderer.light import EnvironmentImages, environment_images
 from diffusion_renderer.models import Checkpoint
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, checked_latents, ticker
@@ -38,6 +38,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         gbuffer: GBufferSource,
         light: EnvironmentMap,
         *,
+        camera: Camera | None = None,
         rotations: Float[Tensor, "frames 3 3"] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -50,6 +51,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         parts = self.stream(
             gbuffer,
             light,
+            camera=camera,
             rotations=rotations,
             steps=steps,
             guidance=guidance,
@@ -65,6 +67,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         gbuffer: GBufferSource,
         light: EnvironmentMap,
         *,
+        camera: Camera | None = None,
         rotations: Float[Tensor, "frames 3 3"] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -80,6 +83,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         Parameters
         ----------
         gbuffer : in memory or from files (`io.open_gbuffer`); must have every buffer of ``settings.buffers``.
+        camera : not looked at; here because other forward renderers need it.
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``. None is a light fixed to the camera.
         steps : calls of the network per window (twice with guidance); None for the model's own.
         guidance : classifier-free guidance; 1 or less is off. None for the model's own.

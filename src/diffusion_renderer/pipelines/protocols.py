@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.sources import ClipSource, GBufferSource
-from diffusion_renderer.core.types import DEFAULT_BUFFERS, Clip, EnvironmentMap, GBuffer
+from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.pipelines.settings import RendererSettings
 
 #: Called as ``progress(done, total, what)``; ``what`` names the stage, each of which counts to its own total.
@@ -41,16 +41,28 @@ class InverseRenderer(Protocol):
 
 
 @runtime_checkable
-class ForwardRenderer(Protocol):
-    """G-buffers and a light to a clip."""
+class ForwardSettings(Protocol):
+    """What the callers of a forward renderer look at: the buffers that it reads, and the brightness of the lights it knows."""
 
-    settings: RendererSettings
+    @property
+    def buffers(self) -> tuple[str, ...]: ...
+
+    @property
+    def light_luminance(self) -> tuple[float, float] | None: ...
+
+
+@runtime_checkable
+class ForwardRenderer(Protocol):
+    """G-buffers and a light to a clip. ``camera`` holds the frames' poses and fields of view: classical renderers need them."""
+
+    settings: ForwardSettings
 
     def __call__(
         self,
         gbuffer: GBufferSource,
         light: EnvironmentMap,
         *,
+        camera: Camera | None = None,
         rotations: Float[Tensor, "frames 3 3"] | None = None,
         steps: int | None = None,
         guidance: float | None = None,

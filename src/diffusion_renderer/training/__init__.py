@@ -14,16 +14,18 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     """Train one stage of a preset: `vae`, then `env`, `inverse` and `forward`, which need the ones before them.
 
     Continues a run found in ``options.out``; stops at ``max_steps`` or ``max_minutes``; leaves checkpoints, a CSV log, sample
-    sheets and the exported network in ``options.out / stage``. Raises InputError for a stage or preset that is not known, for
-    data that is not there, and when an earlier stage is missing.
+    sheets, the exported network and the list of the assets seen in ``options.out / stage``. Raises InputError for a stage or
+    preset that is not known, for data that is not there, and when an earlier stage is missing.
     """
     from diffusion_renderer.core.names import check_name
+    from diffusion_renderer.datagen.assets.record import AssetRecord
     from diffusion_renderer.training.autoencoder import VaeStage, load_vae
     from diffusion_renderer.training.data import load_frames
     from diffusion_renderer.training.environment import EnvStage
     from diffusion_renderer.training.export import unpack
     from diffusion_renderer.training.loop import run
     from diffusion_renderer.training.presets import PRESETS
+    from diffusion_renderer.training.record import extend_record
     from diffusion_renderer.training.renderers import ForwardStage, InverseStage
 
     check_name("training stage", stage, STAGES)
@@ -32,6 +34,7 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
     if options.start_from is not None:
         unpack(options.start_from, options.out)
     store = load_frames(options.data, options.out / "cache")
+    extend_record(options.out / stage, AssetRecord(store.assets))
     if stage in ("vae", "env"):
         return run({"vae": VaeStage, "env": EnvStage}[stage](chosen, store, options), options)
     vae = load_vae(options.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from tqdm import tqdm
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
-from diffusion_renderer.datagen import EVALUATION_SEED, Sample, read_shard
+from diffusion_renderer.datagen import Sample, read_shard
+from diffusion_renderer.datagen.assets.split import NamedAssets, by_kind, from_kinds, named_assets
+from diffusion_renderer.datagen.settings import EVALUATION_SEEDS
+from diffusion_renderer.datagen.store.shards import read_metas
 
 #: The images of a frame, in the order of `FrameStore.images`: the input video, then the groups of the `tiny` preset.
 GROUPS = (("basecolor",), ("normal",), ("depth", "roughness", "metallic"))
@@ -35,12 +39,14 @@ class FrameStore:
     clip : index of the clip that a frame belongs to; a clip's frames are consecutive.
     rotation : R of each frame: camera-space direction d sees the panorama at R d.
     light : panorama of each clip, linear, already scaled by the clip's exposure.
+    assets : the models, materials and panoramas from files that the clips show.
     """
 
     images: tuple[UInt8[Tensor, "_frames images 3 height width"], ...]
     clip: Int[Tensor, "total"]
     rotation: Float[Tensor, "total 3 3"]
     light: Float[Tensor, "clips 3 lightheight lightwidth"]
+    assets: NamedAssets = frozenset()
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -60,8 +66,8 @@ class FrameStore:
         return torch.stack(frames).unflatten(0, index.shape)
 
     def starts(self, frames: int) -> Int[Tensor, "choices"]:
-        """Indices from which ``frames`` consecutive frames belong to one clip."""
-        index = torch.arange(len(self) - frames + 1)
+        """Indices from which ``frames`` consecutive frames belong to one clip; empty when no clip is that long."""
+        index = torch.arange(max(0, len(self) - frames + 1))
         return index[self.clip[index] == self.clip[index + frames - 1]]
 
 
@@ -82,13 +88,14 @@ def store_clips(clips: list[Sample]) -> FrameStore:
         owner.append(torch.full((len(item.clip),), number))
         rotation.append(item.lookup)
         light.append(torch.nn.functional.interpolate(item.environment.radiance[None], size=(64, 128), mode="area")[0])
-    return FrameStore((torch.cat(images),), torch.cat(owner), torch.cat(rotation), torch.stack(light))
+    assets = frozenset().union(*(named_assets(item.meta) for item in clips))
+    return FrameStore((torch.cat(images),), torch.cat(owner), torch.cat(rotation), torch.stack(light), assets)
 
 
 def load_frames(folders: tuple[Path, ...], cache: Path) -> FrameStore:
     """All frames of all shards below ``folders``; decoded shards are kept in ``cache`` so that the next stage starts at once.
 
-    Raises InputError when no shard is there, when frames differ in size, and for shards of the evaluation seed.
+    Raises InputError when no shard is there, when frames differ in size, and for shards of an evaluation seed.
     """
     shards = sorted(path for folder in folders for path in Path(folder).rglob("*.tar"))
     if not shards:
@@ -115,22 +122,41 @@ def concatenate(parts: list[FrameStore]) -> FrameStore:
         clip=torch.cat(clip),
         rotation=torch.cat([part.rotation for part in parts]),
         light=torch.cat([part.light for part in parts]),
+        assets=frozenset().union(*(part.assets for part in parts)),
     )
 
 
 def _load_shard(path: Path, cache: Path) -> FrameStore:
     status = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {IMAGES} {DEPTH}".encode()).hexdigest()[:16]
+    assets = _checked_assets(path, cache / f"{key}.json")
     kept = cache / f"{key}.safetensors"
     if not kept.exists():
-        clips = list(read_shard(path))
-        if any(clip.meta.get("seed") == EVALUATION_SEED for clip in clips):
-            advice = "leave it out: the model would be scored on what it has seen"
-            raise InputError("shards to train on", f"clips of the evaluation seed in {path}", advice)
-        store = store_clips(clips)
+        store = store_clips(list(read_shard(path)))
         part = kept.with_suffix(".part")
         arrays = {"images": store.images[0], "clip": store.clip, "rotation": store.rotation, "light": store.light}
         save_file({name: value.contiguous() for name, value in arrays.items()}, part)
         part.replace(kept)
     arrays = load_file(kept)
-    return FrameStore(images=(arrays.pop("images"),), **arrays)
+    return FrameStore(images=(arrays.pop("images"),), **arrays, assets=assets)
+
+
+def _checked_assets(path: Path, kept: Path) -> NamedAssets:
+    """The assets of a shard, which are listed in ``kept``, beside the decoded shard. Refuses the seeds of evaluations.
+
+    A file of its own: caches decoded before there was such a list stay as they are, and the seeds are checked every time.
+    """
+    if not kept.exists():
+        metas = read_metas(path)
+        listed = {
+            "seeds": sorted({meta["seed"] for meta in metas if meta.get("seed") is not None}),
+            "assets": by_kind(frozenset().union(*map(named_assets, metas))),
+        }
+        part = kept.with_suffix(".json.part")
+        part.write_text(json.dumps(listed))
+        part.replace(kept)
+    listed = json.loads(kept.read_text())
+    if EVALUATION_SEEDS & set(listed["seeds"]):
+        advice = "leave it out: the model would be scored on what it has seen"
+        raise InputError("shards to train on", f"clips of the evaluation seed in {path}", advice)
+    return from_kinds(listed["assets"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.datagen.assets.record import AssetRecord, read_records
+from diffusion_renderer.training.record import extend_record, read_record
 
 #: Part of the model -> folder of the run that the stage wrote.
 PARTS = {
@@ -25,7 +28,8 @@ def assemble(run: Path, out: Path) -> int:
     """Copy what a run has trained so far to ``out``, weights in float16; returns the bytes of the weights.
 
     The two renderers share the autoencoder, which lies beside them; the environment encoder lies there as well. A stage that
-    has not run yet is left out. InputError when none has.
+    has not run yet is left out. InputError when none has. training.json says of every stage how long it was
+    trained and which assets it has seen (see `datagen.assets.record`).
     """
     found = {part: run / source for part, source in PARTS.items() if (run / source).is_dir()}
     if not found:
@@ -54,17 +58,24 @@ def assemble(run: Path, out: Path) -> int:
 def unpack(model: Path, run: Path) -> None:
     """The reverse of `assemble`: lay a model's networks into a run folder, so that its stages go on from them.
 
-    What the run has already is left alone. InputError when the model has none of the parts.
+    What the run has already is left alone; the stages of what is copied inherit the model's record of assets.
+    InputError when the model has none of the parts.
     """
     found = {part: target for part, target in PARTS.items() if (model / part).is_dir()}
     if not found:
         raise InputError(f"a model with {', '.join(PARTS)}", f"none of them in {model}", "give the folder that holds them")
-    for part, target in found.items():
-        if not (run / target).exists():
-            shutil.copytree(model / part, run / target)
+    missing = {part: target for part, target in found.items() if not (run / target).exists()}
+    records = read_records(model)
+    # First, so that a copy that is interrupted leaves no networks without their record.
+    for stage in dict.fromkeys(target.split("/")[0] for target in missing.values()):
+        extend_record(run / stage, records.get(stage, AssetRecord(complete=False)))
+    for part, target in missing.items():
+        shutil.copytree(model / part, run / target)
 
 
-def _record(folder: Path) -> dict[str, float]:
-    """Steps and seconds that a stage has trained for."""
+def _record(folder: Path) -> dict[str, Any]:
+    """Steps and seconds that a stage has trained for, and the assets that it has seen."""
     state = folder / "checkpoint" / "state.json"
-    return json.loads(state.read_text()) if state.exists() else {}
+    assets = read_record(folder)
+    steps = json.loads(state.read_text()) if state.exists() else {}
+    return steps | ({} if assets is None else assets.to_json())

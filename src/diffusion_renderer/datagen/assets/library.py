@@ -12,17 +12,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 from diffusion_renderer.core.errors import InputError, one_line
+from diffusion_renderer.core.names import check_name
 from diffusion_renderer.datagen.assets.assemble import parts
 from diffusion_renderer.datagen.assets.gltf_scene import read_gltf
 from diffusion_renderer.datagen.assets.limits import AssetLimits, SkippedAsset, Unusable
 from diffusion_renderer.datagen.assets.manifest import MANIFEST, Licences
 from diffusion_renderer.datagen.assets.maps import MapFiles, find_materials, read_material
 from diffusion_renderer.datagen.assets.obj import read_obj
+from diffusion_renderer.datagen.assets.split import in_split
 from diffusion_renderer.datagen.objects import Asset, Source
 from diffusion_renderer.datagen.procedural.materials import Material
 from diffusion_renderer.datagen.procedural.panoramas import list_panoramas
+from diffusion_renderer.datagen.settings import SPLITS
 
 _MODEL_SUFFIXES = (".glb", ".gltf", ".obj")
+_KINDS = {"models": "model", "materials": "material", "panoramas": "panorama"}
 _FOLDERS = {"models": ("models",), "materials": ("materials",), "panoramas": ("panoramas", "hdri")}
 #: OBJ files without normals are smooth across edges less sharp than this, in degrees; glTF without normals is flat.
 _OBJ_CREASE = 40.0
@@ -58,8 +62,10 @@ class AssetLibrary:
     materials : as in `maps.find_materials`.
     panoramas : .hdr and .exr files, directly in the folder.
     limits : what is too much.
+    split : "train" or "test" lists only the assets that `split.split_of` gives to it.
 
-    Raises InputError for a path that is not a folder. Listing opens no file. Can be sent to other processes; the caches stay.
+    Raises InputError for a path that is not a folder, and for a folder without an asset of the split. Listing opens no file.
+    Can be sent to other processes; the caches stay.
     """
 
     def __init__(
@@ -68,22 +74,25 @@ class AssetLibrary:
         materials: Path | None = None,
         panoramas: Path | None = None,
         limits: AssetLimits | None = None,
+        split: str = "all",
     ) -> None:
         self.limits = limits or AssetLimits()
         given = {"models": models, "materials": materials, "panoramas": panoramas}
         self._folders = {kind: _folder(kind, path) for kind, path in given.items() if path is not None}
-        self._models = _find_models(self._folders["models"]) if models is not None else {}
-        self._materials: dict[str, MapFiles] = find_materials(self._folders["materials"]) if materials is not None else {}
-        self._panoramas = _find_panoramas(self._folders["panoramas"]) if panoramas is not None else {}
-        kinds = {"models": "model", "materials": "material", "panoramas": "panorama"}
-        self._licences = {kinds[name]: Licences(folder, kinds[name]) for name, folder in self._folders.items()}
+        check_name("split", split, SPLITS)
+        find = {"models": _find_models, "materials": find_materials, "panoramas": _find_panoramas}
+        entries = {name: _kept(_KINDS[name], find[name](folder), split, folder) for name, folder in self._folders.items()}
+        self._models: dict[str, Path] = entries.get("models", {})
+        self._materials: dict[str, MapFiles] = entries.get("materials", {})
+        self._panoramas: dict[str, Path] = entries.get("panoramas", {})
+        self._licences = {_KINDS[name]: Licences(folder, _KINDS[name]) for name, folder in self._folders.items()}
         self.skipped: dict[str, str] = {}
         self._cache: OrderedDict[str, Any] = OrderedDict()
 
     @classmethod
-    def from_folder(cls, folder: Path, limits: AssetLimits | None = None) -> AssetLibrary:
+    def from_folder(cls, folder: Path, limits: AssetLimits | None = None, split: str = "all") -> AssetLibrary:
         """A folder with any of ``models``, ``materials``, ``panoramas`` (or ``hdri``). Raises InputError when it has none."""
-        return cls(**asset_folders(folder), limits=limits)
+        return cls(**asset_folders(folder), limits=limits, split=split)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -180,6 +189,16 @@ def _folder(kind: str, path: Path) -> Path:
     if not path.is_dir():
         raise InputError(f"a folder of {kind}", f"{path}, which is not a folder", "check the path, or leave it out")
     return path
+
+
+def _kept(kind: str, entries: dict[str, Any], split: str, folder: Path) -> dict[str, Any]:
+    """The entries of one split; a folder without any is refused unless all are asked for."""
+    kept = in_split(kind, entries, split)
+    if not kept and split != "all":
+        found = f"none among {len(entries)}" + (", which are all for the other split" if entries else "")
+        advice = f"add more {kind}s (about one in five is for testing), leave the folder out, or use the split all"
+        raise InputError(f"a {kind} of the split {split} in {folder}", found, advice)
+    return {name: entries[name] for name in kept}
 
 
 def _known(kind: str, name: str, entries: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from diffusion_renderer.datagen.readers.hypersim import read_hypersim
 from diffusion_renderer.datagen.readers.interiorverse import read_interiorverse
 from diffusion_renderer.datagen.readers.matsynth import read_matsynth
 from diffusion_renderer.datagen.readers.mirror_ball import unwrap_mirror_ball
+from diffusion_renderer.datagen.readers.mit_intrinsic import read_mit_intrinsic
 from diffusion_renderer.datagen.readers.multi_illumination import read_multi_illumination
 from diffusion_renderer.datagen.readers.stanford_orb import read_stanford_orb
 from diffusion_renderer.datagen.settings import Sample
@@ -26,6 +27,7 @@ __all__ = [
     "read_hypersim",
     "read_interiorverse",
     "read_matsynth",
+    "read_mit_intrinsic",
     "read_multi_illumination",
     "read_public",
     "read_stanford_orb",
@@ -49,6 +51,7 @@ READERS: dict[str, Reader] = {
     "matsynth": _materials_only,
     "multi-illumination": read_multi_illumination,
     "stanford-orb": read_stanford_orb,
+    "mit-intrinsic": read_mit_intrinsic,
 }
 
 

@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import groupby, islice
@@ -41,7 +41,7 @@ def generate_shards(
     workers: int = 1,
     max_minutes: float | None = None,
     only: tuple[int, int] | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[int, int, str], None] = True,
 ) -> dict[str, Any]:
     """Render clips 0 .. ``clips`` - 1 of dataset ``seed`` into ``out/shard-{i:06d}.tar`` and list them in ``out/index.json``.
 
@@ -49,8 +49,9 @@ def generate_shards(
     renamed when it is complete; a run that was interrupted continues with the shards that are missing. After ``max_minutes`` no
     new shard is started, so a run may last longer by the time of one shard. ``workers`` processes render at once; 0 takes one
     per core, or a single one on a GPU. ``only`` (first, end) leaves the shards outside of first <= i < end to other runs, on
-    this machine or others that share the folder; index.json lists what is there when a run ends. Returns the contents of
-    index.json, in which ``skipped`` names the assets that could not be used and why.
+    this machine or others that share the folder; index.json lists what is there when a run ends. ``progress`` shows a bar, or
+    is called with (clips done, clips in all, "rendering clips"). Returns the contents of index.json, in which ``skipped``
+    names the assets that could not be used and why.
 
     Raises InputError when ``out`` holds a dataset of another seed, shard size or other settings.
     """
@@ -73,7 +74,7 @@ def generate_shards(
     missing = [i for i in mine if not _complete(shard_path(out, i), len(spans[i]))]
     deadline = None if max_minutes is None else time.time() + 60 * max_minutes
     wanted = sum(map(len, mine.values()))
-    bar = tqdm(total=wanted, initial=wanted - sum(len(spans[i]) for i in missing), unit="clip", disable=not progress)
+    bar = _bar(wanted, wanted - sum(len(spans[i]) for i in missing), progress)
     jobs = [(out, i, spans[i], seed, settings, deadline) for i in missing]
     skipped: dict[str, str] = dict(found.get("skipped", {}))
     with bar:
@@ -104,6 +105,30 @@ def write_samples(
     return _write_index(out, identity, spans, {})
 
 
+class _Count:
+    """In place of a bar: tells a function how many clips are done."""
+
+    def __init__(self, tell: Callable[[int, int, str], None], total: int, done: int) -> None:
+        self._tell, self._total, self._done = tell, total, done
+
+    def __enter__(self) -> None:
+        self.update(0)
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is drawn, so nothing is left to close."""
+
+    def update(self, clips: int) -> None:
+        """So many more are done."""
+        self._done += clips
+        self._tell(self._done, self._total, "rendering clips")
+
+
+def _bar(total: int, done: int, progress: bool | Callable[[int, int, str], None]) -> tqdm | _Count:
+    if callable(progress):
+        return _Count(progress, total, done)
+    return tqdm(total=total, initial=done, unit="clip", disable=not progress)
+
+
 def shard_path(out: Path, index: int) -> Path:
     """Where shard ``index`` of a dataset lies."""
     return out / f"shard-{index:06d}.tar"
@@ -120,6 +145,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     index = out / "index.json"
     if index.exists():
         found = json.loads(index.read_text())
+        if isinstance(found.get("settings"), dict) and "split" in identity["settings"]:
+            found["settings"] = {"split": "all"} | found["settings"]  # data sets begun before there was a split
         differs = [name for name in identity if found.get(name) != json.loads(json.dumps(identity[name]))]
         if differs:
             raise InputError(
@@ -146,7 +173,7 @@ def _complete(path: Path, clips: int) -> bool:
         return sum(name.endswith("/clip.json") for name in tar.getnames()) == clips
 
 
-def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm, skipped: dict[str, str]) -> None:
+def _in_processes(jobs: list[tuple[Any, ...]], workers: int, bar: tqdm | _Count, skipped: dict[str, str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")  # Dr.Jit and torch have threads already, which do not survive a fork
     with ProcessPoolExecutor(
@@ -191,7 +218,7 @@ def _write_shard(
     seed: int,
     settings: DatasetSettings,
     deadline: float | None,
-    bar: tqdm | None = None,
+    bar: tqdm | _Count | None = None,
 ) -> tuple[int, dict[str, str]]:
     """Render and write one shard; returns its number of clips, 0 when the time was up before it began, and skipped assets."""
     if deadline is not None and time.time() > deadline:
@@ -225,7 +252,7 @@ def encoded_clips(span: range, seed: int, settings: DatasetSettings) -> Iterator
             yield number, future.result()
 
 
-def _write_tar(path: Path, clips: Iterable[tuple[int, dict[str, bytes]]], bar: tqdm | None = None) -> None:
+def _write_tar(path: Path, clips: Iterable[tuple[int, dict[str, bytes]]], bar: tqdm | _Count | None = None) -> None:
     """A shard of these clips' files; it has its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -260,6 +287,15 @@ def _write_index(out: Path, identity: dict[str, Any], spans: list[range], skippe
     return summary
 
 
+def read_metas(path: str | Path) -> list[dict[str, Any]]:
+    """The clip.json of every clip of one shard, in order; no image is decoded. Raises InputError as `read_shard` does."""
+    try:
+        with tarfile.open(path) as tar:
+            return [json.load(tar.extractfile(member)) for member in tar if member.name.endswith("/clip.json")]
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise _not_whole(path, error) from error
+
+
 def read_shards(folder: str | Path) -> Iterator[Sample]:
     """Every clip of a dataset, shard by shard, in order. Raises InputError when there is no complete shard."""
     paths = sorted(Path(folder).glob("shard-*.tar"))
@@ -278,4 +314,8 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
                 files = {member.name.removeprefix(f"{clip}/"): tar.extractfile(member).read() for member in group}
                 yield decode_clip(files)
     except (tarfile.TarError, OSError, KeyError, ValueError) as error:
-        raise InputError("a whole shard of this data engine", f"{path}: {error}", "remove it and generate it again") from error
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: str | Path, error: Exception) -> InputError:
+    return InputError("a whole shard of this data engine", f"{path}: {error}", "remove it and generate it again")

@@ -1,0 +1,140 @@
+"""From G-buffers to what shading needs in every pixel: a point, a frame of directions, a material."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
+
+#: Horizontal field of view in degrees where no camera is known.
+DEFAULT_FOV = 50.0
+#: z-depths, in scene units, that relative depth 0 and 1 are taken for.
+ASSUMED_NEAR, ASSUMED_FAR = 1.0, 3.0
+#: Relative depth from here on is background where no mask says.
+RELATIVE_BACKGROUND = 1 - 1e-3
+#: Depth that lies in [0, 1] and begins below this is relative. Not 0: an inverse renderer's nearest pixel is only near 0.
+RELATIVE_START = 0.05
+#: No normal leans further away from the viewer than this cosine.
+MIN_COSINE = 1e-3
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What every pixel of a clip shows, in its frame's camera space (OpenGL: +x right, +y up, looking down -z).
+
+    Attributes
+    ----------
+    position : scene units; pixels without a hit hold some finite value.
+    normal : unit, never facing away from the viewer: ``normal . view >= MIN_COSINE`` where something was hit.
+    view : unit, from the surface to the camera; valid for the background too.
+    basecolor, roughness, metallic : in [0, 1].
+    coverage : 1 where a surface is seen, 0 in the background.
+    depth : z-depth in scene units, +inf in the background.
+    focal : in pixels, of square pixels with the principal point in the middle of the picture.
+    """
+
+    position: Float[Tensor, "frames height width 3"]
+    normal: Float[Tensor, "frames height width 3"]
+    view: Float[Tensor, "frames height width 3"]
+    basecolor: Float[Tensor, "frames height width 3"]
+    roughness: Float[Tensor, "frames height width 1"]
+    metallic: Float[Tensor, "frames height width 1"]
+    coverage: Float[Tensor, "frames height width 1"]
+    depth: Float[Tensor, "frames height width"]
+    focal: Float[Tensor, " frames"]
+
+
+def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool | None = None) -> Surface:
+    """The surface in every pixel of ``gbuffer``, differentiable in all its buffers.
+
+    The background is where the depth is not a positive finite number, the mask is False, or the normal is (nearly) the zero
+    vector. Relative depth, as inverse renderers return it, has lost the scene's scale and offset: it is spread from
+    `ASSUMED_NEAR` to `ASSUMED_FAR`, so positions have a plausible shape but no right size, and what depends on them
+    (shadows, reflections of the screen) is a guess. Without a camera the field of view is `DEFAULT_FOV`.
+
+    Parameters
+    ----------
+    camera : only its fields of view matter here, one per frame.
+    relative : whether the depth is relative; None asks `is_relative` about the depths of this G-buffer. A clip rendered in
+        pieces should ask about the whole clip's depth range and say.
+
+    Raises InputError for a missing buffer or a camera of another number of frames.
+    """
+    gbuffer.require(DEFAULT_BUFFERS)
+    frames, (width, height) = len(gbuffer), gbuffer.size
+    if camera is not None and len(camera) != frames:
+        raise InputError(f"a camera of {frames} frames", f"one of {len(camera)}", "give one pose for every frame")
+    basecolor, normal, roughness, metallic = (
+        rearrange(getattr(gbuffer, name), "f c h w -> f h w c") for name in ("basecolor", "normal", "roughness", "metallic")
+    )
+    fov = basecolor.new_full((frames,), DEFAULT_FOV) if camera is None else camera.fov_x.to(basecolor)
+    focal = width / (2 * torch.tan(torch.deg2rad(fov) / 2))
+    ray = pixel_rays(height, width, focal)
+    view = -torch.nn.functional.normalize(ray, dim=-1)
+    relative = is_relative(gbuffer.depth_range()) if relative is None else relative
+    depth, seen = _metric_depth(gbuffer, relative)
+    length = normal.norm(dim=-1)
+    seen = seen & (length > 0.1)
+    towards = torch.where(seen[..., None], normal / length.clamp_min(0.1)[..., None], view)
+    return Surface(
+        position=ray * torch.where(seen, depth, 1.0)[..., None],
+        normal=facing(torch.nn.functional.normalize(towards, dim=-1), view),
+        view=view,
+        basecolor=basecolor.clamp(0.0, 1.0),
+        roughness=roughness.clamp(0.0, 1.0),
+        metallic=metallic.clamp(0.0, 1.0),
+        coverage=seen[..., None].to(basecolor),
+        depth=torch.where(seen, depth, torch.inf),
+        focal=focal,
+    )
+
+
+def is_relative(depth_range: tuple[float, float] | None) -> bool:
+    """Whether depths of this range (`GBuffer.depth_range`) are an inverse renderer's relative depth, near 0, far 1.
+
+    They lie in [0, 1] and begin at about 0, where no camera could see a surface. Metric depth that does the same, a scene
+    smaller than one unit seen from less than `RELATIVE_START`, is taken for relative by mistake.
+    """
+    return depth_range is not None and 0 <= depth_range[0] < RELATIVE_START and depth_range[1] <= 1
+
+
+def pixel_rays(height: int, width: int, focal: Float[Tensor, " frames"]) -> Float[Tensor, "frames {height} {width} 3"]:
+    """Camera-space rays through the pixels' centres, of z = -1 (not unit): times the z-depth they are positions."""
+    x = (torch.arange(width, device=focal.device, dtype=focal.dtype) + 0.5 - width / 2) / focal[:, None]
+    y = -(torch.arange(height, device=focal.device, dtype=focal.dtype) + 0.5 - height / 2) / focal[:, None]
+    shape = (len(focal), height, width)
+    return torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape), x.new_full(shape, -1.0)), dim=-1)
+
+
+def facing(normal: Float[Tensor, "*shape 3"], view: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
+    """The normal itself, or, where it faces away from ``view``, the nearest one that does not (to within `MIN_COSINE`).
+
+    Interpolated, normal-mapped and predicted normals do face away near outlines; a BRDF is not defined there.
+    """
+    cosine = (normal * view).sum(dim=-1, keepdim=True)
+    # A normal exactly along -view has no nearest one, any tangent does; adding a fixed small vector picks one.
+    bent = normal - cosine * view + 1e-6 * view.roll(1, dims=-1)
+    bent = torch.nn.functional.normalize(bent - (bent * view).sum(dim=-1, keepdim=True) * view, dim=-1, eps=1e-9)
+    bent = torch.nn.functional.normalize(bent + 2 * MIN_COSINE * view, dim=-1)
+    return torch.where(cosine < MIN_COSINE, bent, normal)
+
+
+def _metric_depth(
+    gbuffer: GBuffer, relative: bool
+) -> tuple[Float[Tensor, "frames height width"], Bool[Tensor, "frames height width"]]:
+    """Metric z-depth (1 where nothing is seen) and where a surface is seen."""
+    depth = gbuffer.depth[:, 0]
+    seen = torch.isfinite(depth) & (depth >= 0 if relative else depth > 0)
+    if gbuffer.mask is not None:
+        seen = seen & gbuffer.mask[:, 0]
+    elif relative:
+        seen = seen & (depth < RELATIVE_BACKGROUND)
+    # Replaced before anything is computed with it: infinity times a zero gradient would be NaN.
+    depth = torch.where(seen, depth, 1.0)
+    return (ASSUMED_NEAR + depth * (ASSUMED_FAR - ASSUMED_NEAR) if relative else depth), seen
