@@ -54,7 +54,8 @@ class Evaluate:
     model: Models = ()
     """Renderers to score, as in `forward --help` (default: tiny). The first is compared with the others."""
     baseline: Baselines = ()
-    """What stands beside them: splitsum ssrt constant clip-mean basecolor basecolor-light input, or none (default: by task)."""
+    """What stands beside them: splitsum ssrt pathtrace constant clip-mean basecolor basecolor-light input, or none
+    (default: by task)."""
     predictions: Folders = ()
     """Output folders of other systems, scored in the same table."""
     suite: Suites = ()

@@ -6,7 +6,7 @@ Importing this package loads no renderer; Mitsuba and Open Image Denoise load wh
 from __future__ import annotations
 
 from diffusion_renderer.datagen.demo import DEMO_SETTINGS, DemoLight, demo_clip, demo_relit
-from diffusion_renderer.datagen.generate import render_clip, render_relit, render_scene
+from diffusion_renderer.datagen.generate import render_clip, render_relit, render_scene, retrace
 from diffusion_renderer.datagen.settings import EVALUATION_SEED, DatasetSettings, Relit, Sample
 from diffusion_renderer.datagen.store.shards import generate_shards, read_shard, read_shards
 
@@ -25,4 +25,5 @@ __all__ = [
     "render_clip",
     "render_relit",
     "render_scene",
+    "retrace",
 ]

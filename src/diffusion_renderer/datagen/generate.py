@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
+from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Clip, EnvironmentMap
 from diffusion_renderer.datagen.engine.denoiser import denoise
 from diffusion_renderer.datagen.engine.renderer import Traced, relight, trace
@@ -104,6 +105,34 @@ def render_scene(spec: SceneSpec, settings: DatasetSettings, mitsuba_seed: int =
     sample = finish(render_unfinished(Drawn(spec, 0, 0, mitsuba_seed), settings), settings)
     meta = {key: value for key, value in sample.meta.items() if key not in ("seed", "index")} | {"name": name}
     return replace(sample, clip=replace(sample.clip, name=name), gbuffer=replace(sample.gbuffer, name=name), meta=meta)
+
+
+def retrace(sample: Sample, **folders: Path | None) -> tuple[Clip, ...]:
+    """A clip of this engine rendered once more with other random numbers, under each of its lights: the same scene, light and
+    exposures, another noise. How far it is from the first rendering tells how exact the "truth" is.
+
+    ``folders`` are those of `DatasetSettings.from_json`. Raises InputError for a clip that was not rendered here, and for one
+    whose scene comes out differently: other assets, or another version of the engine.
+    """
+    meta = sample.meta
+    if not {"seed", "index", "renderer", "exposure"} <= meta.keys():
+        expected = f"a clip that `diffusion-renderer dataset` rendered, for {sample.clip.name}"
+        raise InputError(expected, "one from elsewhere", "leave the path tracer out")
+    settings = replace(DatasetSettings.from_json(meta["renderer"], **folders), variant=choose_variant(None))
+    drawn = draw(int(meta["seed"]), int(meta["index"]), settings)
+    made = render_unfinished(replace(drawn, mitsuba_seed=drawn.mitsuba_seed ^ 1), settings)
+    depth, truth = made.traced.gbuffer.depth, sample.gbuffer.depth
+    both = torch.isfinite(depth) & torch.isfinite(truth)
+    if depth.shape != truth.shape or not torch.allclose(depth[both].median(), truth[both].median(), rtol=0.01):
+        raise InputError(f"the scene of {sample.clip.name}", "another one", "use the assets and the version that rendered it")
+    exposures = [meta["exposure"], *meta.get("relit_exposures", ())]
+    clips = []
+    for linear, exposure in zip((made.traced.radiance, *made.relit), exposures, strict=True):
+        clean = linear
+        if settings.denoise:
+            clean = denoise(linear, made.traced.gbuffer, made.traced.coverage, settings.denoise_quality)
+        clips.append(Clip(srgb_oetf((exposure * clean).clamp(0, 1)), settings.fps, sample.clip.name))
+    return tuple(clips)
 
 
 def _developed(

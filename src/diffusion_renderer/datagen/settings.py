@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,21 @@ class DatasetSettings:
             values[name] = None if folder is None else Path(folder).name
         values["motions"] = list(self.motions)
         return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], **folders: Path | None) -> DatasetSettings:
+        """The inverse of `to_json`; ``folders`` gives the paths of models, materials and panoramas, which it does not hold.
+
+        Entries that are no settings (a clip's "renderer" has some) are ignored. Raises InputError when folders that were used
+        are not given, and for values that cannot be.
+        """
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        used = [name for name in ("models", "materials", "panoramas") if known.get(name) and folders.get(name) is None]
+        if used:
+            named = ", ".join(f"{name} {known[name]}" for name in used)
+            raise InputError(f"the folders of the assets that were used ({named})", "none", "give --assets DIR")
+        given = {name: folders.get(name) if known.get(name) else None for name in ("models", "materials", "panoramas")}
+        return cls(**{**known, **given, "motions": tuple(known.get("motions", MOTIONS[:-1]))})
 
     @property
     def texture_size(self) -> int:

@@ -26,6 +26,7 @@ from diffusion_renderer.evaluation.published import case_figures, find_benchmark
 from diffusion_renderer.evaluation.records import Records
 from diffusion_renderer.evaluation.report import write_report
 from diffusion_renderer.evaluation.results import Figure, Picture, Results
+from diffusion_renderer.evaluation.retraced import Retraced
 from diffusion_renderer.evaluation.suites import SUITES, find_suite, read_suite, render_suite
 from diffusion_renderer.evaluation.systems import (
     CLASSICAL,
@@ -263,7 +264,10 @@ def _systems(task: str, data: Data, baselines: Sequence[str], options: EvaluateO
     for text in options.predictions:
         systems.append(_predictions(task, data, text, options))
     for name in baselines:
-        if name in CLASSICAL:
+        if name == "pathtrace":
+            folders = {"models": options.models_folder, "materials": options.materials, "panoramas": options.panoramas}
+            systems.append(Retraced(folders))
+        elif name in CLASSICAL:
             systems.append(Renderer(name, name, shared, fingerprint=weights_of(options.models[0])))
         else:
             systems.append(Simple(name))

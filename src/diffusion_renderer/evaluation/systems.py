@@ -185,7 +185,7 @@ class Folder:
 def baseline_names(task: str) -> tuple[str, ...]:
     """The baselines that a task can be compared with."""
     simple = tuple(SIMPLE.get(task, ()))
-    return simple if task == "inverse" else (*CLASSICAL, *simple)
+    return simple if task == "inverse" else (*RENDERERS, *simple)
 
 
 def applicable(task: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -193,7 +193,7 @@ def applicable(task: str, names: Sequence[str]) -> tuple[str, ...]:
 
     Raises InputError, naming the nearest valid one, for a name that no task knows.
     """
-    known = tuple(dict.fromkeys((*CLASSICAL, *(name for simple in SIMPLE.values() for name in simple))))
+    known = tuple(dict.fromkeys((*RENDERERS, *(name for simple in SIMPLE.values() for name in simple))))
     for name in names:
         check_name("baseline", name, known)
     return tuple(name for name in dict.fromkeys(names) if name in baseline_names(task))
