@@ -51,8 +51,9 @@ def load_forward(
     if name == "ssrt":
         return load_renderer(name, device=device, denoise=denoised)
     from diffusion_renderer.datagen.engine.variant import choose_variant
+    from diffusion_renderer.render.pathtrace import PathTracer
 
-    return load_renderer(name, geometry=geometry, variant=choose_variant(None), denoise=denoised)
+    return PathTracer.from_file(geometry, variant=choose_variant(None), denoise=denoised)
 
 
 def check_model(name_or_path: str | Path, kind: Kind, geometry: Path | None = None) -> None:
