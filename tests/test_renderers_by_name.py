@@ -68,8 +68,8 @@ def test_the_path_tracer_on_the_command_line(shot: Path) -> None:
         "-o",
         str(shot / "out"),
     ]
-    more = ["-o", str(shot / "out"), "--geometry", str(shot / "ball.obj"), "--cameras", str(shot / "cameras.json"), "--format", "png"]
-    assert main([*command, *more]) == 0
+    more = ["-o", str(shot / "out"), "--geometry", str(shot / "ball.obj"), "--cameras", str(shot / "cameras.json")]
+    assert main([*command, *more, "--format", "png"]) == 0
     assert rendered(shot).frames.shape == (2, 3, 32, 32)
 
 
