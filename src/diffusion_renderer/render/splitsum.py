@@ -146,7 +146,8 @@ class Shading:
         self.light = EnvironmentMap(light.radiance.to(device), light.name)
         self.lights, rest = split_lights(self.light, lights)
         # The whole panorama for smooth surfaces; what remains without the lights, which is coarser, for rough ones.
-        self.smooth, self.rough = glossy_stack(self.light), glossy_stack(rest)
+        self.smooth = glossy_stack(self.light)
+        self.rough = glossy_stack(rest) if lights else self.smooth
         self.diffuse = diffuse_stack(self.light)
         self.table = lobe_table(along, across).to(self.light.radiance)
         self.sides = (1, -1) if mirrored(across) else (1,)
