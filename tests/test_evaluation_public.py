@@ -15,10 +15,13 @@ from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Clip, GBuffer
 from diffusion_renderer.datagen.readers import READERS, read_public
+from diffusion_renderer.editing import relit_name
+from diffusion_renderer.evaluation import EvaluateOptions, evaluate, systems
 from diffusion_renderer.evaluation.public import BENCHMARKS, stanford_orb
 from diffusion_renderer.evaluation.public.benchmark import pooled
 from diffusion_renderer.evaluation.public.lmse import LMSE, SI_MSE, local_mse
 from diffusion_renderer.evaluation.public.multi_illumination import TARGETS
+from diffusion_renderer.evaluation.views import views
 from diffusion_renderer.io.exr import write_exr
 from diffusion_renderer.io.images import write_image
 
@@ -375,6 +378,37 @@ def test_interiorverse_scores_every_buffer_of_the_test_split(interior: Path) -> 
         assert scores[what, metric] == pytest.approx(best[what], abs=1e-5), what
     dim = benchmark.score("inverse", case, replace(relative, basecolor=0.5 * truth.basecolor, roughness=None))
     assert dim["basecolor", "PSNR"] < dim["basecolor", "si-PSNR"] and math.isnan(dim["roughness", "RMSE"])
+    spoilt = truth.basecolor.clone()
+    spoilt[0, 0, 15, 15] = torch.inf
+    assert math.isnan(benchmark.score("inverse", case, replace(relative, basecolor=spoilt))["basecolor", "PSNR"])
     (interior / "scenes_85" / "test.txt").unlink()
     with pytest.raises(InputError, match=r"missing: test\.txt"):
         benchmark.cases(interior)
+
+
+# Whole evaluations
+
+
+def test_benchmarks_take_predictions_and_baselines(
+    mit: Path, orb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lambda clip, **options: GBuffer(basecolor=srgb_eotf(clip.frames), name=clip.name)  # noqa: E731
+    monkeypatch.setattr(systems, "load_inverse", lambda name: model)
+    relit = lambda gbuffer, light, **options: Clip(srgb_oetf(gbuffer.basecolor))  # noqa: E731
+    monkeypatch.setattr(systems, "load_forward", lambda name: relit)
+    for sample in BENCHMARKS["mit-intrinsic"].samples(mit):
+        replace(sample.gbuffer, mask=None).write(tmp_path / "albedo", formats=("exr",))
+    options = EvaluateOptions(
+        out=tmp_path / "out", benchmark="mit-intrinsic", data=mit, predictions=(str(tmp_path / "albedo"),)
+    )
+    (inverse,) = evaluate("inverse", options)
+    assert inverse.systems == ("tiny", "albedo", "constant", "input") and not any(figure.failed for figure in inverse.figures)
+    mine = {figure.system: figure.value for figure in inverse.figures if (figure.what, figure.clip) == ("shading", "box")}
+    assert mine["albedo"] < 1e-4 < mine["constant"], "half floats keep 11 bits"
+    [photograph] = BENCHMARKS["stanford-orb"].samples(orb)
+    replace(photograph.clip, name=relit_name(photograph.clip.name, views(photograph)[0].light)).write(tmp_path / "relit")
+    options = replace(options, benchmark="stanford-orb", data=orb, predictions=(str(tmp_path / "relit"),))
+    (relight,) = evaluate("relight", replace(options, baselines=("clip-mean", "input")))
+    assert relight.systems == ("tiny", "relit", "clip-mean"), "the input is the very photograph that must come out"
+    with pytest.raises(InputError, match="leave --metrics out"):
+        evaluate("relight", replace(options, metrics=("psnr",)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 import torch
 from synthetic import synthetic_clip
 
+from diffusion_renderer.core.encoding import relative_depth
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import Relit, Sample
 from diffusion_renderer.datagen.store.shards import write_samples
 from diffusion_renderer.editing import relit_name
-from diffusion_renderer.evaluation import EvaluateOptions, evaluate, export, systems
+from diffusion_renderer.evaluation import EvaluateOptions, clips, entries, evaluate, export, systems, tasks
+from diffusion_renderer.evaluation.metrics import METRICS
+from diffusion_renderer.evaluation.motion import Motion
 from diffusion_renderer.evaluation.results import Results
 
 TRUTH = {f"sphere{seed}": synthetic_clip(seed) for seed in (1, 2, 3)}
@@ -88,7 +92,10 @@ def test_a_renderer_that_makes_the_truth_wins(shards: Path, tmp_path: Path, know
     assert max(values(inverse, "tiny", "normal", "mean angular error")) < 0.6
     assert max(values(inverse, "tiny", "depth", "relative depth RMSE")) < 0.01
     constant = values(inverse, "constant", "depth", "relative depth RMSE")
-    assert len(constant) == 3 and min(constant) > 0.1, "a constant relative depth is not stretched"
+    # A constant relative depth is not stretched: its error is the depth's spread and how far the mean is from the clip's.
+    spheres = [relative_depth(sample.gbuffer.depth)[sample.gbuffer.mask] for sample in TRUTH.values()]
+    best = torch.stack([depth.mean() for depth in spheres]).mean()
+    assert constant == pytest.approx([(depth - best).square().mean().sqrt().item() for depth in spheres], abs=0.002)
     (forward,) = evaluate("forward", options)
     assert len(values(forward, "tiny", "rgb", "PSNR")) == 6, "three clips under two lights"
     assert min(values(forward, "tiny", "surface", "PSNR")) > 45
@@ -143,6 +150,110 @@ def test_other_metrics_are_computed_anew(shards: Path, tmp_path: Path, known: Ca
     assert renderer.calls == 6 and len(values(results, "tiny", "rgb", "SSIM")) == 6
 
 
+def test_a_metric_that_becomes_available_is_computed(
+    shards: Path, tmp_path: Path, known: Callable[..., Known], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known()
+    options = EvaluateOptions(data=shards, out=tmp_path / "out", metrics=("psnr", "flip"), baselines=())
+    flip = METRICS["flip"]
+    monkeypatch.setitem(METRICS, "flip", replace(flip, reason=lambda: "its package is not installed"))
+    (results,) = evaluate("forward", options)
+    assert not values(results, "tiny", "rgb", "FLIP") and "not installed" in results.unavailable["FLIP"]
+    monkeypatch.setitem(METRICS, "flip", replace(flip, compute=lambda *given: 0.25, reason=lambda: None))
+    (results,) = evaluate("forward", options)
+    assert values(results, "tiny", "rgb", "FLIP") == [0.25] * 6
+
+
+def test_metrics_none_of_which_can_be_computed_are_refused(
+    shards: Path, tmp_path: Path, known: Callable[..., Known], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renderer = known()
+    monkeypatch.setitem(METRICS, "flip", replace(METRICS["flip"], reason=lambda: "its package is not installed"))
+    with pytest.raises(InputError, match="FLIP: its package is not installed"):
+        evaluate("forward", EvaluateOptions(data=shards, out=tmp_path / "out", metrics=("flip",)))
+    assert renderer.calls == 0
+
+
+def test_classical_renderers_follow_the_estimates_they_relight(
+    shards: Path, tmp_path: Path, known: Callable[..., Known]
+) -> None:
+    options = EvaluateOptions(data=shards, out=tmp_path / "out", metrics=("psnr",), baselines=("splitsum",), steps=1)
+    known(wrong=lambda values: 0.1 * values)
+    (first,) = evaluate("relight", options)
+    known()
+    (other,) = evaluate("relight", replace(options, steps=2))
+    (again,) = evaluate("relight", replace(options, steps=2, out=tmp_path / "anew"))
+    assert values(other, "splitsum", "rgb", "PSNR") == values(again, "splitsum", "rgb", "PSNR")
+    assert values(other, "splitsum", "rgb", "PSNR") != values(first, "splitsum", "rgb", "PSNR")
+
+
+def test_true_gbuffers_make_classical_renderers_independent_of_the_model(
+    shards: Path, tmp_path: Path, known: Callable[..., Known], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EvaluateOptions(data=shards, out=tmp_path / "out", metrics=("psnr",), baselines=("splitsum",))
+    known()
+    (first,) = evaluate("forward", options)
+    monkeypatch.setattr(entries, "weights_of", lambda model: f"another {model}")
+    renderer = known()
+    load = systems.load_forward
+    monkeypatch.setattr(systems, "load_forward", lambda name: load(name) if name == "tiny" else pytest.fail(f"{name} again"))
+    (second,) = evaluate("forward", options)
+    assert renderer.calls == 6 and list(second.figures) == list(first.figures)
+
+
+def test_clips_of_one_name_are_refused(tmp_path: Path, known: Callable[..., Known]) -> None:
+    renderer = known()
+    other = replace(TRUTH["sphere2"], clip=replace(TRUTH["sphere2"].clip, name="sphere1"))
+    write_samples(tmp_path / "clips", [TRUTH["sphere1"], other], progress=False)
+    with pytest.raises(InputError, match="2 named sphere1"):
+        evaluate("forward", EvaluateOptions(data=tmp_path / "clips", out=tmp_path / "out"))
+    assert renderer.calls == 0
+
+
+def test_the_report_shows_a_few_clips_and_no_pictures_of_others_are_kept(
+    tmp_path: Path, known: Callable[..., Known], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"sphere{seed}": synthetic_clip(seed, frames=1, size=16) for seed in range(9)}
+    for name, sample in many.items():
+        monkeypatch.setitem(TRUTH, name, sample)
+    write_samples(tmp_path / "clips", list(many.values()), progress=False)
+    known(wrong=lambda frames: 0.9 * frames)
+    options = EvaluateOptions(data=tmp_path / "clips", out=tmp_path / "out", metrics=("psnr",), baselines=("clip-mean",))
+    (results,) = evaluate("forward", options)
+    order = sorted(zip(values(results, "tiny", "rgb", "PSNR"), many, strict=True))
+    shown = {name for _, name in (*order[:3], *order[-3:])}
+    assert {(item.clip, item.system) for item in results.pictures} == {
+        (clip, system) for clip in shown for system in ("truth", "tiny", "clip-mean")
+    }
+    assert (tmp_path / "out" / "forward-clips.html").read_text().count("<img") == len(shown) * (3 + 2)
+
+
+def test_stills_have_no_flicker_and_nobody_fails(tmp_path: Path, known: Callable[..., Known]) -> None:
+    still = {"sphere1": replace(TRUTH["sphere1"], clip=TRUTH["sphere1"].clip[:1], gbuffer=TRUTH["sphere1"].gbuffer[:1])}
+    sample = replace(still["sphere1"], camera=TRUTH["sphere1"].camera[slice(0, 1)])
+    write_samples(tmp_path / "clips", [sample], progress=False)
+    known(wrong=lambda values: values[:1])
+    options = EvaluateOptions(data=tmp_path / "clips", out=tmp_path / "out", models=("splitsum",), baselines=())
+    (results,) = evaluate("forward", replace(options, metrics=("psnr", "temporal")))
+    assert {figure.metric for figure in results.figures} == {"PSNR"} and not any(figure.failed for figure in results.figures)
+    assert "two frames" in results.unavailable["temporal instability"]
+    assert "temporal instability could not be computed" in (tmp_path / "out" / "forward-clips.md").read_text()
+
+
+def test_what_the_truth_has_no_figure_for_is_nobodys_failure() -> None:
+    context = Motion.still(2, 4, 4)
+    unseen = Motion(context.target, torch.zeros_like(context.valid))
+    frames = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    answer = tasks.Answer("sky", "rgb", "rgb", frames, frames.flip(0), torch.ones(2, 1, 4, 4, dtype=torch.bool))
+    column = [("rgb", METRICS["temporal"])]
+    assert list(tasks.figures(answer, "mine", TRUTH["sphere1"], column, unseen)) == []
+    (figure,) = tasks.figures(answer, "mine", TRUTH["sphere1"], column, context)
+    assert figure.value > 0
+    broken = replace(answer, estimate=torch.full_like(frames, torch.nan))
+    (figure,) = tasks.figures(broken, "mine", TRUTH["sphere1"], column, context)
+    assert figure.failed and "not finite" in figure.failure
+
+
 def test_what_is_not_a_number_fails_the_clip(shards: Path, tmp_path: Path, known: Callable[..., Known]) -> None:
     def broken(frames: torch.Tensor) -> torch.Tensor:
         wrong = frames.clone()
@@ -192,6 +303,50 @@ def test_incomplete_predictions_are_listed(shards: Path, tmp_path: Path, known: 
     with pytest.raises(InputError, match="sphere2_light is missing"):
         evaluate("forward", options)
     assert renderer.calls == 0
+
+
+def test_predictions_that_were_changed_are_scored_again(shards: Path, tmp_path: Path, known: Callable[..., Known]) -> None:
+    known()
+    options = EvaluateOptions(data=shards, out=tmp_path / "out", metrics=("psnr",), baselines=())
+    options = replace(options, predictions=(str(tmp_path / "theirs"),))
+    for factor in (0.5, 1.0):
+        for name, sample in TRUTH.items():
+            for light, dimmed in (("light", 1.0), ("dim", 0.7)):
+                frames = Clip(factor * dimmed * sample.clip.frames, name=relit_name(name, light))
+                frames.write(tmp_path / "theirs", formats=("png",))
+        (results,) = evaluate("forward", options)
+        assert (min(values(results, "theirs", "rgb", "PSNR")) > 45) == (factor == 1.0)
+
+
+def test_predictions_may_be_named_like_anything(shards: Path, tmp_path: Path, known: Callable[..., Known]) -> None:
+    known()
+    options = EvaluateOptions(data=shards, out=tmp_path / "out", metrics=("psnr",), baselines=("constant", "splitsum"))
+    given = export("inverse", options, tmp_path / "inputs") / "clips"
+    for name in ("constant", "truth", "tiny"):
+        shutil.copytree(given, tmp_path / name)
+    folders = tuple(str(tmp_path / name) for name in ("constant", "truth", "tiny"))
+    (results,) = evaluate("inverse", replace(options, predictions=folders))
+    assert results.systems == ("tiny", "constant-2", "truth-2", "tiny-2", "constant")
+    assert min(values(results, "constant-2", "basecolor", "PSNR")) > 45 > max(values(results, "constant", "basecolor", "PSNR"))
+
+
+def test_folders_of_predictions_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    assert systems.folder_name("mine=some/where") == ("mine", Path("some/where"))
+    assert systems.folder_name("some/where") == ("where", Path("some/where"))
+    assert systems.folder_name("a=b") == ("a=b", Path("a=b")), "a folder of this very name"
+
+
+def test_mistakes_are_told_before_clips_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "render_suite", lambda *given, **options: pytest.fail("rendered"))
+    options = EvaluateOptions(out=tmp_path / "out")
+    with pytest.raises(InputError, match="two lights"):
+        evaluate("relight", replace(options, suites=("scenes",), lights=1))
+    with pytest.raises(InputError, match="nothing there"):
+        evaluate("forward", replace(options, predictions=(str(tmp_path / "nowhere"),)))
+    with pytest.raises(InputError, match="--baseline pathtrace"):
+        evaluate("forward", replace(options, models=("pathtrace",)))
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ def inputs(name: str) -> tuple[Tensor, Tensor, Context]:
     if space == "vector":
         return turned(normals(), torch.full((2, 16, 24), 9.0)), normals(), still()
     if space == "depth":
-        return pictures(1, 1), pictures(1), still()
+        # In scene units: an estimate that lies in [0, 1] would be taken for relative depth.
+        return 4 * pictures(1, 1), 4 * pictures(1), still()
     return pictures(seed=1), pictures(), still()
 
 
@@ -227,6 +228,9 @@ def test_relative_depth_rmse_takes_depth_and_relative_depth() -> None:
     assert METRICS["depth-rmse"](relative**2, truth, EVERYWHERE) == pytest.approx(
         math.sqrt(((relative - relative**2) ** 2).mean()), rel=1e-5
     )
+    # Relative depth is not stretched once more, or every constant would be taken for 0.
+    half = torch.full_like(relative, 0.5)
+    assert METRICS["depth-rmse"](half, truth, EVERYWHERE) == pytest.approx(math.sqrt(((relative - 0.5) ** 2).mean()), rel=1e-5)
 
 
 # ------------------------------------------------------------------ SSIM, FLIP

@@ -272,6 +272,8 @@ def test_bad_calls(inverse: DiffusionInverseRenderer, forward: DiffusionForwardR
         ({"groups": 5}, "renderer.json"),
         ({"default_steps": 0}, "default_steps 0"),
         ({"window": "long"}, "window 'long'"),
+        ({"light": "lamp"}, "neither encoder nor concat"),
+        ({"light": []}, "renderer.json"),
     ],
 )
 def test_bad_settings_files(settings: dict, words: str) -> None:

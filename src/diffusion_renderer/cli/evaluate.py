@@ -48,7 +48,7 @@ class Evaluate:
     """
 
     task: Tasks = ()
-    """What to score (default: inverse and forward)."""
+    """What to score (default: inverse and forward; all that a benchmark has)."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")] = Path("evaluation-out")
     """Folder of the tables, the rendered clips and what was computed."""
     model: Models = ()
@@ -66,7 +66,8 @@ class Evaluate:
     """A public benchmark by its own protocol, --data being its folder: stanford-orb multi-illumination interiorverse
     mit-intrinsic."""
     metrics: Metrics = ()
-    """Only these: psnr ssim lpips si-psnr si-lpips flip temporal jod rmse mae angle-mean absrel delta1 (default: by task)."""
+    """Only these: psnr ssim lpips si-psnr si-lpips flip temporal jod rmse mae angle-mean angle-median "angle<30" absrel delta1
+    depth-rmse (default: by task)."""
     clips: Annotated[int | None, *_count("--clips", 1, "the suite's")] = None
     """Clips per suite."""
     frames: Annotated[int | None, *_count("--frames", 1, "the suite's")] = None
@@ -100,8 +101,8 @@ class Evaluate:
     def _run(self, progress: Progress) -> None:
         from diffusion_renderer.cli.record import make_output_folder
         from diffusion_renderer.datagen.assets import asset_folders
-        from diffusion_renderer.evaluation import EvaluateOptions, evaluate, export
-        from diffusion_renderer.evaluation.report import print_table
+        from diffusion_renderer.evaluation import EvaluateOptions, evaluate, export, tasks_of
+        from diffusion_renderer.evaluation.report import print_table, report_name
 
         folders = {} if self.assets is None else asset_folders(self.assets)
         baselines = values.flatten(self.baseline)
@@ -125,10 +126,13 @@ class Evaluate:
             steps=self.steps,
             lora_scale=self.lora_scale,
         )
-        for task in self.task or USUAL:
-            if self.export is not None:
-                progress.made(export(task, options, self.export, progress))
-                continue
+        tasks = self.task or (USUAL if self.benchmark is None else tasks_of(self.benchmark))
+        if self.export is not None:
+            # The same clips serve all tasks, but relighting needs a second light.
+            task = "relight" if "relight" in tasks else tasks[0]
+            progress.made(export(task, options, self.export, progress))
+            return
+        for task in dict.fromkeys(tasks):
             for results in evaluate(task, options, progress):
                 print(print_table(results) + "\n", flush=True)
-                progress.made(self.out / f"{results.task}-{results.suite}.html")
+                progress.made(self.out / f"{report_name(results)}.html")

@@ -18,7 +18,7 @@ Rate = Annotated[float | None, *values.one("X", values.number_at_least("--learni
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one stage: vae first, then env, inverse and forward, which need the ones before them.
+    """Train one stage: vae first, then env, inverse and forward; forward needs vae and env, the others vae.
 
     Run again with the same -o to continue. Checkpoints, a CSV log, sample sheets and the exported network go to OUT/<stage>;
     `weights assemble` makes a model folder of them.
@@ -50,6 +50,10 @@ class Train:
     """Of the networks' forward pass; weights are float32."""
     start_from: Annotated[str | None, *values.one("NAME|PATH", str, "nothing")] = None
     """A model whose networks a new run goes on from, such as tiny."""
+    light: Annotated[
+        str, *values.one("encoder|concat", values.choice("--light", ("encoder", "concat")), "encoder: cross-attention")
+    ] = "encoder"
+    """How forward is told the light; concat, its latents beside the G-buffers', is an ablation and needs no env."""
     device: Annotated[str | None, *values.one("DEVICE", str, "cuda if there is one, else cpu")] = None
     """Where to train: cpu, cuda, cuda:1."""
     debug: values.Flag = False
@@ -76,6 +80,7 @@ class Train:
             precision=self.precision,  # type: ignore[arg-type]
             device=self.device,
             start_from=self._start_folder(),
+            light=self.light,  # type: ignore[arg-type]
         )
         with Progress() as progress:
             train(self.stage, options, self.preset)

@@ -17,7 +17,7 @@ from diffusion_renderer.core.names import nearest
 from diffusion_renderer.core.types import GBuffer
 from diffusion_renderer.models import Kind, check_kind
 from diffusion_renderer.pipelines import MODEL_NAMES, ForwardRenderer
-from diffusion_renderer.render import RENDERERS, Surface, load_renderer
+from diffusion_renderer.render import RENDERERS, Prior, Surface, load_renderer
 
 #: Every short name of a forward renderer.
 FORWARD_NAMES = (*MODEL_NAMES, *RENDERERS)
@@ -45,7 +45,7 @@ def load_forward(
     check_model(name_or_path, "forward", geometry)
     name = str(name_or_path)
     if name not in RENDERERS:
-        return pipelines.load_forward(name_or_path, device=device, dtype=dtype)
+        return pipelines.load_forward(name_or_path, device=device, dtype=dtype, prior=Prior)
     if name == "splitsum":
         return load_renderer(name, device=device)
     if name == "ssrt":

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.core.encoding import relative_depth
 from diffusion_renderer.core.resize import resize
-from diffusion_renderer.core.types import DEFAULT_BUFFERS, EnvironmentMap, GBuffer
+from diffusion_renderer.core.types import EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import Sample
 from diffusion_renderer.evaluation.views import compared, surface_mask, views
 from diffusion_renderer.light import mean_radiance
@@ -43,9 +44,14 @@ class Constants:
         for sample in samples:
             mask = surface_mask(sample.gbuffer, sample.clip)
             for name in sample.gbuffer.present:
-                values = rearrange(compared(sample.gbuffer, name), "f c h w -> f h w c")[mask[:, 0]]
+                # The truth is in scene units, however small the scene: `compared` could take it for relative depth.
+                truth = relative_depth(sample.gbuffer.depth) if name == "depth" else compared(sample.gbuffer, name)
+                values = rearrange(truth, "f c h w -> f h w c")[mask[:, 0]]
+                values = values[values.isfinite().all(dim=1)]
                 if len(values):
-                    gathered.setdefault(name, []).append(values[torch.linspace(0, len(values) - 1, VALUES).long()])
+                    # In double precision: float32 does not hold the number of a large clip's last pixel.
+                    places = torch.linspace(0, len(values) - 1, VALUES, dtype=torch.float64).long()
+                    gathered.setdefault(name, []).append(values[places])
             for view in views(sample):
                 image = view.clip.frames.mean(dim=0)
                 if count and image.shape != total.shape:
@@ -66,10 +72,9 @@ class Constants:
         """G-buffers that are constant everywhere, of the buffers that have a truth; depth is relative."""
         count, (width, height) = len(sample.clip), sample.clip.size
         made = {}
-        for name in DEFAULT_BUFFERS:
-            if name in self.values:
-                value = srgb_eotf(self.values[name]) if name == "basecolor" else self.values[name]
-                made[name] = value[None, :, None, None].expand(count, -1, height, width)
+        for name, compared_as in self.values.items():
+            value = srgb_eotf(compared_as) if name in ("basecolor", "diffuse_albedo") else compared_as
+            made[name] = value[None, :, None, None].expand(count, -1, height, width)
         return GBuffer(**made, fps=sample.clip.fps, name=sample.clip.name)
 
     def digest(self) -> str:

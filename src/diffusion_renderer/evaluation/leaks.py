@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen.assets.record import read_records
@@ -21,10 +22,16 @@ def assets_in(folder: str | Path) -> NamedAssets:
     Reads each clip.json and decodes nothing. Procedural assets are not listed. Raises InputError for damaged shards and when
     there is none.
     """
+    return frozenset().union(*map(named_assets, metas_in(folder)))
+
+
+def metas_in(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """The clip.json of every clip below a folder of shards, in order; errors as of `assets_in`."""
     paths = sorted(Path(folder).glob("shard-*.tar"))
     if not paths:
         raise InputError("a folder with shard-*.tar files", f"none in {folder}", "make them with `diffusion-renderer dataset`")
-    return frozenset().union(*(named_assets(meta) for path in paths for meta in read_metas(path)))
+    for path in paths:
+        yield from read_metas(path)
 
 
 def check_unseen(model: str | Path, assets: Iterable[tuple[str, str]]) -> str | None:

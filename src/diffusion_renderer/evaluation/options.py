@@ -14,7 +14,7 @@ class EvaluateOptions:
     ----------
     models : renderers to score: short names, folders or ids; the others are compared with the first. For `forward` and
         `relight` a classical renderer's name will do as well.
-    baselines : what stands beside them; None for the usual ones of the task (`run.USUAL_BASELINES`).
+    baselines : what stands beside them; None for the usual ones of the task (`entries.USUAL_BASELINES`).
     predictions : output folders of other systems, ``DIR`` or ``NAME=DIR``.
     suites : names of `suites.SUITES`.
     data : a folder of shards to score on, in place of the suites; with ``benchmark``, the folder of its data.

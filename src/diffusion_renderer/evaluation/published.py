@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from diffusion_renderer import __version__
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
+from diffusion_renderer.datagen import Sample
 from diffusion_renderer.evaluation.public import BENCHMARKS, Benchmark, Case
 from diffusion_renderer.evaluation.records import Records
 from diffusion_renderer.evaluation.results import Figure
 from diffusion_renderer.evaluation.systems import System
-from diffusion_renderer.evaluation.views import views
-from diffusion_renderer.io.fingerprint import fingerprint
+from diffusion_renderer.evaluation.views import View, views
+
+
+def tasks_of(benchmark: str) -> tuple[str, ...]:
+    """The tasks of a benchmark by name. Raises InputError when there is none of this name."""
+    return BENCHMARKS[check_name("benchmark", benchmark, BENCHMARKS)].tasks
 
 
 def find_benchmark(name: str, task: str) -> Benchmark:
@@ -26,14 +30,21 @@ def find_benchmark(name: str, task: str) -> Benchmark:
     return benchmark
 
 
-def case_figures(benchmark: Benchmark, task: str, case: Case, system: System, folder: Path, records: Records) -> list[Figure]:
-    """Every figure of one system on one case, from the records when they are there."""
+def targets_in(benchmark: Benchmark, task: str, sample: Sample) -> tuple[View, ...]:
+    """The views of a benchmark's picture that a system must make frames of; none for a task that makes G-buffers."""
+    lit = views(sample)
+    return tuple(lit[light] for light in benchmark.lights(task, Case(sample))) if task != "inverse" else ()
+
+
+def case_figures(benchmark: Benchmark, task: str, case: Case, system: System, data: str, records: Records) -> list[Figure]:
+    """Every figure of one system on one case, from the records when they are there; ``data`` is the fingerprint of its data."""
     clip = case.sample.clip.name
     key: dict[str, Any] = {
         "benchmark": benchmark.name,
         "task": task,
-        "data": fingerprint(folder),
-        "columns": [(what, metric.name) for what, metric in benchmark.columns[task]],
+        "data": data,
+        "columns": [(what, metric.name) for what, metric in benchmark.columns[task] if metric.unavailable() is None],
+        "name": system.name,
         "system": system.identity(),
         "version": __version__,
     }

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Clip, GBuffer
 from diffusion_renderer.editing import check_model, load_forward
@@ -71,6 +72,8 @@ class Estimates:
 
     model: str
     steps: int | None = None
+    #: What the weights are; see `weights_of`.
+    weights: str | None = None
     _last: tuple[str, str, GBuffer] | None = field(default=None, repr=False)
 
     @cached_property
@@ -82,17 +85,21 @@ class Estimates:
             self._last = (view.name, view.light, self._inverse(view.clip, buffers=DEFAULT_BUFFERS, steps=self.steps))
         return self._last[2]
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the estimates, as plain values."""
+        return {"inverse": self.model, "weights": self.weights, "steps": self.steps}
+
 
 @dataclass
 class Renderer:
-    """A forward renderer by name, and the inverse renderer whose estimates it relights."""
+    """A forward renderer by name, and the inverse renderer whose estimates it relights; None where true G-buffers go in."""
 
     name: str
     forward_name: str
     estimates: Estimates | None
     steps: int | None = None
     lora_scale: float | None = None
-    fingerprint: str | None = None
+    weights: str | None = None
 
     @property
     def makes_buffers(self) -> bool:
@@ -105,10 +112,10 @@ class Renderer:
     def identity(self) -> dict[str, Any]:
         return {
             "forward": self.forward_name,
-            "inverse": self.estimates and self.estimates.model,
             "steps": self.steps,
             "lora_scale": self.lora_scale,
-            "weights": self.fingerprint,
+            "weights": self.weights,
+            "estimates": self.estimates and self.estimates.identity(),
         }
 
     def buffers(self, view: View) -> GBuffer:
@@ -152,6 +159,7 @@ class Simple:
             return truth.mean(dim=(0, 2, 3), keepdim=True).expand_as(truth)
         if self.name == "input" and source is not None:
             return source.clip.frames
+        target.sample.gbuffer.require(("basecolor",))
         basecolor = target.sample.gbuffer.basecolor
         if self.name == "basecolor":
             return srgb_oetf(basecolor)
@@ -172,7 +180,11 @@ class Folder:
     makes_buffers: bool = True
 
     def identity(self) -> dict[str, Any]:
-        return {"predictions": str(self.predictions.folder)}
+        return {"predictions": self._files}
+
+    @cached_property
+    def _files(self) -> str:
+        return fingerprint(self.predictions.folder)
 
     def buffers(self, view: View) -> GBuffer:
         return self.predictions.load_buffers(view.name)
@@ -199,18 +211,26 @@ def applicable(task: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name in baseline_names(task))
 
 
-def check_systems(task: str, models: Sequence[str]) -> None:
-    """Find the models before any work is done. Raises InputError for those that do not exist or are of the wrong kind."""
+def check_systems(task: str, models: Sequence[str], predictions: Sequence[str] = ()) -> None:
+    """Find models and folders before any work is done. Raises InputError for those that do not exist or are of the wrong
+    kind."""
+    for text in predictions:
+        name, folder = folder_name(text)
+        Predictions(folder, name)
     for name in models:
+        if name in RENDERERS and name not in CLASSICAL:
+            advice = f"give --baseline {name}, which traces the clips' own scenes"
+            raise InputError("a model that is given G-buffers", name, advice)
         both: tuple[Kind, ...] = ("forward",) if name in CLASSICAL else ("inverse", "forward")
         for kind in both if task in ("relight", "temporal") else (task,):
             check_model(name, kind)
 
 
 def folder_name(text: str) -> tuple[str, Path]:
-    """``NAME=DIR`` or ``DIR``, whose last part is then the name."""
+    """``NAME=DIR`` or ``DIR``, whose last part is then the name. A folder whose own name has the sign is a ``DIR``."""
     name, sign, rest = text.partition("=")
-    return (name, Path(rest)) if sign and name and "/" not in name else (Path(text).resolve().name, Path(text))
+    named = sign and name and "/" not in name and not Path(text).is_dir()
+    return (name, Path(rest)) if named else (Path(text).resolve().name, Path(text))
 
 
 def weights_of(model: str) -> str | None:

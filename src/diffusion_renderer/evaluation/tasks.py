@@ -100,7 +100,7 @@ def targets_of(task: str, sample: Sample) -> tuple[View, ...]:
     """
     lit = views(sample)
     if task == "relight" and len(lit) < 2:
-        raise InputError("clips under at least two lights", f"one light in {sample.clip.name}", "give --lights 2 or more")
+        raise InputError("clips under at least two lights", f"one light in {sample.clip.name}", "render them with --lights 2")
     return {"forward": lit, "relight": lit[1:], "temporal": lit[:1]}.get(task, ())
 
 
@@ -148,17 +148,25 @@ def figures(
     for what, metric in metrics:
         if what != answer.what or not _computable(metric, answer, motion):
             continue
-        value = metric(answer.estimate, answer.truth, answer.mask, context)
-        failure = "" if math.isfinite(value) else "the estimate is not finite"
-        yield Figure(system, clip, answer.light, what, metric.name, value, failure=failure)
+        yield from _figure(metric, answer, answer.mask, context, system, clip)
     name = BY_MATERIAL.get(answer.what)
     if name is None or METRICS[name] not in [metric for what, metric in metrics if what == answer.what]:
         return
     for part, group in materials(sample.gbuffer).items():
         if (pixels := group & answer.mask).any():
-            value = METRICS[name](answer.estimate, answer.truth, pixels, context)
-            failure = "" if math.isfinite(value) else "the estimate is not finite"
-            yield Figure(system, clip, answer.light, answer.what, METRICS[name].name, value, part, failure)
+            yield from _figure(METRICS[name], answer, pixels, context, system, clip, part)
+
+
+def _figure(
+    metric: Metric, answer: Answer, mask: Tensor, context: Context, system: str, clip: str, part: str = "all"
+) -> Iterator[Figure]:
+    """The figure of a metric over the pixels of ``mask``; none where the truth itself has none, which is nobody's failure."""
+    value = metric(answer.estimate, answer.truth, mask, context)
+    known = math.isfinite(value)
+    # Of itself: such as the flicker of a clip none of whose points is seen twice.
+    if known or math.isfinite(metric(answer.truth, answer.truth, mask, context)):
+        failure = "" if known else "the estimate is not finite"
+        yield Figure(system, clip, answer.light, answer.what, metric.name, value, part, failure)
 
 
 def _computable(metric: Metric, answer: Answer, motion: object | None) -> bool:

@@ -14,6 +14,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import Sample
 from diffusion_renderer.editing import distinct_names
+from diffusion_renderer.evaluation.metrics.depth import as_relative
 
 #: A pixel is of a metal from this metallic on; a surface is smooth below the first roughness and rough from the second on.
 METAL, SMOOTH, ROUGH = 0.5, 0.3, 0.6
@@ -92,13 +93,13 @@ def materials(gbuffer: GBuffer) -> dict[str, Bool[Tensor, "frames 1 height width
 def compared(gbuffer: GBuffer, name: str) -> Float[Tensor, "frames channels height width"]:
     """A buffer as it is compared: base colour sRGB-encoded, normals as vectors, depth relative, the others as they are.
 
-    Depth that lies in [0, 1] is taken for relative depth, as inverse renderers return it, and is not stretched; +inf is
-    background, 1. Other values that are not finite are nan, whatever the encoding makes of them: metrics must see them.
+    Depth that lies in [0, 1] is not stretched (see `metrics.depth.as_relative`); +inf is background, 1. Other values that are
+    not finite are nan, whatever the encoding makes of them: metrics must see them.
     """
     value = getattr(gbuffer, name)
     broken = value.isnan() | (value.isinf() & ~((name == "depth") & (value > 0)))
-    if name == "normal" or (name == "depth" and bool((value <= 1).all()) and bool((value >= 0).all())):
-        encoded = value
+    if name in ("normal", "depth"):
+        encoded = value if name == "normal" else as_relative(value)
     else:
         encoded = encode_buffer(name, value)
     return torch.where(broken, torch.full_like(encoded, torch.nan), encoded)

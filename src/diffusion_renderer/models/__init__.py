@@ -4,15 +4,20 @@ from diffusion_renderer.models.autoencoder import AutoencoderKLTemporalDecoder
 from diffusion_renderer.models.checkpoint import Checkpoint, Kind, check_kind, download_checkpoint, load_checkpoint
 from diffusion_renderer.models.env_encoder import EnvEncoder
 from diffusion_renderer.models.latents import LatentCodec
+from diffusion_renderer.models.lighting import CONCATENATED, LightCondition, LightInput, LightReader
 from diffusion_renderer.models.lora import LoraNetwork
 from diffusion_renderer.models.unet import UNetCustomSpatioTemporalConditionModel
 
 __all__ = [
+    "CONCATENATED",
     "AutoencoderKLTemporalDecoder",
     "Checkpoint",
     "EnvEncoder",
     "Kind",
     "LatentCodec",
+    "LightCondition",
+    "LightInput",
+    "LightReader",
     "LoraNetwork",
     "UNetCustomSpatioTemporalConditionModel",
     "check_kind",

@@ -34,7 +34,8 @@ class Checkpoint:
     ----------
     scheduler : contents of ``scheduler/scheduler_config.json``; empty when there is none.
     settings : contents of ``renderer.json``; empty when there is none.
-    env_encoder, lora : None where the checkpoint has none.
+    env_encoder, lora : None where the checkpoint has none. A forward renderer whose settings say ``"light": "concat"`` needs no
+        environment encoder (see `models.lighting`).
     """
 
     kind: Kind
@@ -78,8 +79,10 @@ def load_checkpoint(folder: Path, kind: Kind, *, device: torch.device, dtype: to
     vae_folder = _component(folder, "vae")
     upcast = dtype == torch.float16 and _read_json(vae_folder / "config.json").get("force_upcast", True)
     vae = _load(AutoencoderKLTemporalDecoder, vae_folder, torch.float32 if upcast else dtype)
-    encoder = _load(EnvEncoder, _component(folder, "env_encoder"), dtype).to(device) if kind == "forward" else None
-    if encoder is not None:
+    settings = _read_json(folder / "renderer.json", optional=True)
+    encoder = None
+    if kind == "forward" and settings.get("light", "encoder") == "encoder":
+        encoder = _load(EnvEncoder, _component(folder, "env_encoder"), dtype).to(device)
         _check_levels(folder, unet, encoder)
     unet = unet.to(device)
     adapter = folder / "lora" / WEIGHTS_NAME
@@ -90,7 +93,7 @@ def load_checkpoint(folder: Path, kind: Kind, *, device: torch.device, dtype: to
         unet=unet,
         vae=vae.to(device),
         scheduler=_read_json(folder / "scheduler" / "scheduler_config.json", optional=True),
-        settings=_read_json(folder / "renderer.json", optional=True),
+        settings=settings,
         env_encoder=encoder,
         lora=LoraNetwork(unet, adapter) if adapter.exists() else None,
     )
@@ -103,7 +106,8 @@ def check_kind(folder: Path, kind: Kind) -> None:
     images, rest = divmod(unet.get("in_channels", 0), latents)
     made = unet.get("out_channels", 4) // latents
     # An inverse renderer reads one condition latent beside the noise of what it makes, and names the buffer by a domain
-    # embedding; a forward renderer reads several condition latents and the light's features.
+    # embedding; a forward renderer reads several condition latents and, as one map per level, the light's features (zeros
+    # where the light is concatenated).
     if rest == 0 and images == made + 1 and not unet.get("multi_res_encoder_hidden_states"):
         found: str = "inverse"
     elif rest == 0 and images > 2 and unet.get("multi_res_encoder_hidden_states"):
@@ -180,11 +184,9 @@ def _load(kind: type[ModelMixin], folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _check_levels(folder: Path, unet: UNetCustomSpatioTemporalConditionModel, encoder: EnvEncoder) -> None:
-    widths = unet.config.cross_attention_dim
-    expected = list(widths) if isinstance(widths, (list, tuple)) else [widths] * len(unet.config.block_out_channels)
-    if list(encoder.config.channels) != expected:
+    if list(encoder.config.channels) != unet.context_channels:
         raise InputError(
-            f"an environment encoder of widths {expected} in {folder}",
+            f"an environment encoder of widths {unet.context_channels} in {folder}",
             str(list(encoder.config.channels)),
             "use the encoder that came with the UNet",
         )

@@ -89,6 +89,11 @@ class UNetCustomSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel):
         self.context_embedding = nn.Embedding(context_vocab_size, spatial[0]) if context_embedding_type is not None else None
         set_norm_groups(self, norm_num_groups)
 
+    @property
+    def context_channels(self) -> list[int]:
+        """Channels of the context that the spatial cross-attention of each level reads, finest first."""
+        return _per_level(self.config.cross_attention_dim, len(self.config.block_out_channels))
+
     def forward(
         self,
         sample: Float[Tensor, "batch frames in_channels height width"],

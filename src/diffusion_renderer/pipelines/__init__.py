@@ -12,7 +12,7 @@ import torch
 
 from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.models import Checkpoint, Kind, load_checkpoint
-from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer
+from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer, Prior
 from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
 from diffusion_renderer.pipelines.names import MODEL_NAMES, PUBLISHED, local_folder, locate_model, repository
 from diffusion_renderer.pipelines.protocols import ForwardRenderer, ForwardSettings, InverseRenderer, Progress
@@ -26,6 +26,7 @@ __all__ = [
     "ForwardRenderer",
     "ForwardSettings",
     "InverseRenderer",
+    "Prior",
     "Progress",
     "RendererSettings",
     "load_forward",
@@ -54,10 +55,17 @@ def load_inverse(
 
 
 def load_forward(
-    name_or_path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    prior: Prior | None = None,
 ) -> DiffusionForwardRenderer:
-    """Load a forward renderer; parameters and errors as for `load_inverse` (names also: "svd-objaverse")."""
-    return DiffusionForwardRenderer(_load(name_or_path, "forward", device, dtype))
+    """Load a forward renderer; parameters and errors as for `load_inverse` (names also: "svd-objaverse").
+
+    ``prior`` makes classical pictures for models that are given some, such as "tiny"; `editing.load_forward` has one.
+    """
+    return DiffusionForwardRenderer(_load(name_or_path, "forward", device, dtype), prior)
 
 
 def _load(name_or_path: str | Path, kind: Kind, device: str | torch.device | None, dtype: torch.dtype | None) -> Checkpoint:

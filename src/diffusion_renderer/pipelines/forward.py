@@ -13,25 +13,45 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit
 from diffusion_renderer.core.sources import GBufferSource
-from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap
+from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import EnvironmentImages, environment_images
-from diffusion_renderer.models import Checkpoint
+from diffusion_renderer.models import CONCATENATED, Checkpoint, LightInput, LightReader
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, checked_latents, ticker
 from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.pipelines.protocols import Progress
+
+#: Makes the pictures of a classical renderer under one light: ``prior(name, light)`` is called as
+#: ``(gbuffer, camera, rotations, size, depth_range)`` for some frames at a time and returns ``frames 3 height width`` in sRGB.
+#: `render.Prior` is one; it is handed in, for neither layer knows the other.
+Prior = Callable[[str, EnvironmentMap], Callable[..., Tensor]]
 
 
 class DiffusionForwardRenderer(DiffusionRenderer):
     """Renders G-buffers under an environment map with a video diffusion model. See `ForwardRenderer` for the call.
 
     What G-buffers do not show (things outside the picture that cast shadows or are reflected) is guessed.
+
+    Parameters
+    ----------
+    prior : makes the classical pictures of a checkpoint that asks for them, see `Prior`; not looked at for one that does not.
+
+    Raises InputError for a checkpoint that asks for them when ``prior`` is None.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, prior: Prior | None = None) -> None:
         super().__init__(checkpoint)
+        self._prior = prior
+        if self.settings.prior is not None and prior is None:
+            expected = f"the classical renderer {self.settings.prior}, which {checkpoint.folder} is given pictures of"
+            raise InputError(expected, "none", "load it with diffusion_renderer.load_forward")
         self.env_encoder = checkpoint.env_encoder
-        conditions = self.unet.config.in_channels // self.codec.channels - 1
-        checked_latents(conditions, self.settings.groups, str(checkpoint.folder))
+        self.light_reader = LightReader(self.unet, self.env_encoder)
+        conditions, source = self.unet.config.in_channels // self.codec.channels - 1, str(checkpoint.folder)
+        concatenated = CONCATENATED[self.settings.light]
+        if concatenated:
+            source = f"{source}, {concatenated} of them the light's"
+        pictures = () if self.settings.prior is None else (self.settings.prior,)
+        checked_latents(conditions, (*self.settings.groups, *pictures, *range(concatenated)), source)
 
     def __call__(
         self,
@@ -83,7 +103,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         Parameters
         ----------
         gbuffer : in memory or from files (`io.open_gbuffer`); must have every buffer of ``settings.buffers``.
-        camera : not looked at; here because other forward renderers need it.
+        camera : of the G-buffers, for the field of view of the classical pictures where the model is given some; else not
+            looked at.
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``. None is a light fixed to the camera.
         steps : calls of the network per window (twice with guidance); None for the model's own.
         guidance : classifier-free guidance; 1 or less is off. None for the model's own.
@@ -104,7 +125,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         guidance = self.settings.default_guidance if guidance is None else guidance
 
         def pieces() -> Iterator[Clip]:
-            condition = self._encode_gbuffer(gbuffer, fit, progress)
+            condition = self._encode_gbuffer(gbuffer, fit, self._pictures(gbuffer, light, camera, rotations, fit), progress)
             lights = self._encode_light(light, rotations)
             noise = frame_noise(seed, "forward", frames, (self.codec.channels, *condition.shape[-2:]))
             latents = self._denoise(unet, condition, lights, noise, steps, guidance, ticker(progress, "rendering"))
@@ -134,7 +155,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         return self._denoise(self._unet_at(lora_scale), condition, light, noise, steps, guidance, tick)
 
     def encode_light_images(self, images: EnvironmentImages) -> Float[Tensor, "frames channels _h _w"]:
-        """Latents of the three environment images, scaled, concatenated in the encoder's order: ldr, log, direction."""
+        """Latents of the three environment images, scaled, concatenated in the published order: ldr, log, direction."""
         return torch.cat([self.codec.encode(part) for part in (images.ldr, images.log, images.direction)], dim=1)
 
     @torch.no_grad()
@@ -148,24 +169,24 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         guidance: float,
         tick: Callable[[int, int], None],
     ) -> Tensor:
-        """Unconditional branch: zeroed condition latents and zeroed environment features."""
+        """Unconditional branch: zeroed condition latents, zeroed environment features or light latents."""
         condition, light = (tensor.to(self.unet.device, self.unet.dtype) for tensor in (condition, light))
-        # Attention over zero features is the same over one of them as over all.
-        nothing = [light.new_zeros(1, 1, width, 1, 1) for width in self.env_encoder.config.channels]
 
-        # One entry: a clip of one window, or under a light at rest, encodes its light once for all steps.
+        # One entry: a clip of one window, or under a light at rest, reads its light once for all steps.
         @lru_cache(maxsize=1)
-        def features(start: int, stop: int) -> list[Tensor]:
-            return self.env_encoder(light[None, start:stop])
+        def seen(start: int, stop: int) -> LightInput:
+            return self.light_reader(light[None, start:stop], condition.shape[-2:])
 
         def network(window: slice, x: Tensor, c_noise: Tensor) -> Tensor:
-            part = condition[window]
-            seen = features(0, 1) if len(light) == 1 else features(window.start, window.stop)
-            v = self.predict(unet, torch.cat((x, part), dim=1), c_noise, seen)
+            def v(part: Tensor, given: LightInput) -> Tensor:
+                return self.predict(unet, given.beside(x[None], part[None])[0], c_noise, given.features)
+
+            part, given = condition[window], seen(0, 1) if len(light) == 1 else seen(window.start, window.stop)
+            lit = v(part, given)
             if guidance <= 1:
-                return v
-            free = self.predict(unet, torch.cat((x, torch.zeros_like(part)), dim=1), c_noise, nothing)
-            return free + guidance * (v - free)
+                return lit
+            free = v(torch.zeros_like(part), given.dropped())
+            return free + guidance * (lit - free)
 
         return self.sample(network, noise, steps, tick)
 
@@ -179,14 +200,34 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             )
         return self.unet
 
+    def _pictures(
+        self, gbuffer: GBufferSource, light: EnvironmentMap, camera: Camera | None, rotations: Tensor, fit: Fit
+    ) -> Callable[[GBuffer, slice], list[Tensor]]:
+        """Makes the classical pictures of some of the frames, at the working size; none where the model is given none."""
+        if self.settings.prior is None or self._prior is None:
+            return lambda part, frames: []
+        shade, depth_range = self._prior(self.settings.prior, light), gbuffer.depth_range()
+        padded = Fit(fit.inner, fit.inner, fit.padded)
+
+        def pictures(part: GBuffer, frames: slice) -> list[Tensor]:
+            seen = None if camera is None else camera[frames]
+            return [padded.apply(shade(part, seen, rotations[frames], fit.inner, depth_range))]
+
+        return pictures
+
     def _encode_gbuffer(
-        self, gbuffer: GBufferSource, fit: Fit, progress: Progress | None
+        self,
+        gbuffer: GBufferSource,
+        fit: Fit,
+        pictures: Callable[[GBuffer, slice], list[Tensor]],
+        progress: Progress | None,
     ) -> Float[Tensor, "frames channels _h _w"]:
-        """Latents of all groups, concatenated. Depth is relative to the whole clip's range."""
+        """Latents of all groups and pictures, concatenated. Depth is relative to the whole clip's range."""
         tick, parts, done, depth_range = ticker(progress, "encoding"), [], 0, gbuffer.depth_range()
         for chunk in gbuffer.chunks(self.codec.chunk):
-            images = (pack_image(chunk, group, depth_range) for group in self.settings.groups)
-            parts.append(torch.cat([self.encode(fit.apply(image)) for image in images], dim=1))
+            images = [fit.apply(pack_image(chunk, group, depth_range)) for group in self.settings.groups]
+            images += pictures(chunk, slice(done, done + len(chunk)))
+            parts.append(torch.cat([self.encode(image) for image in images], dim=1))
             done += len(chunk)
             tick(done, len(gbuffer))
         return torch.cat(parts)

@@ -9,7 +9,7 @@ from typing import Any
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import UNPACKED, embedding_index
 from diffusion_renderer.core.types import BUFFERS
-from diffusion_renderer.models import Kind
+from diffusion_renderer.models import CONCATENATED, Kind, LightCondition
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class RendererSettings:
     groups : image groups (see `core.packing`): those that an inverse renderer makes, or that a forward renderer reads, in the
         order in which their latents are concatenated.
     joint : an inverse renderer makes all its groups in one pass, their latents concatenated.
+    light : how a forward renderer is told the light: by an environment encoder, or by latents concatenated to the UNet's input
+        (see `models.lighting`).
+    prior : name of the classical renderer whose picture a forward renderer is given as one more condition image, behind the
+        groups (see `render.prior`); None for the published ones, which are given none.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
     working_area : clips are scaled to about this many pixels; None keeps their own size.
     window : frames per window; None takes ``num_frames`` of the UNet.
@@ -38,6 +42,8 @@ class RendererSettings:
     kind: Kind = "inverse"
     groups: tuple[tuple[str, ...], ...] = tuple((name,) for name in BUFFERS)
     joint: bool = False
+    light: LightCondition = "encoder"
+    prior: str | None = None
     default_steps: int = 20
     default_guidance: float = 1.0
     default_lora_scale: float = 0.0
@@ -89,6 +95,10 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
             known["groups"] = tuple(tuple(group) for group in known["groups"])
             for group in known["groups"]:
                 embedding_index(group)
+        if known.get("light", "encoder") not in CONCATENATED:
+            raise ValueError(f"light {known['light']!r}, which is neither {' nor '.join(CONCATENATED)}")
+        if not isinstance(known.get("prior"), str | None):
+            raise ValueError(f"prior {known['prior']!r}, which is no name")
         if known.get("light_luminance") is not None:
             low, high = (float(value) for value in known["light_luminance"])
             if not 0 < low <= high:

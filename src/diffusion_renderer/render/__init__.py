@@ -16,10 +16,11 @@ from diffusion_renderer.render.surface import Surface, surfaces
 
 if TYPE_CHECKING:
     from diffusion_renderer.render.pathtrace import PathTracer
+    from diffusion_renderer.render.prior import Prior
     from diffusion_renderer.render.splitsum import SplitSum
     from diffusion_renderer.render.ssrt import ScreenSpaceRayTracer
 
-__all__ = ["RENDERERS", "PathTracer", "ScreenSpaceRayTracer", "SplitSum", "Surface", "load_renderer", "surfaces"]
+__all__ = ["RENDERERS", "PathTracer", "Prior", "ScreenSpaceRayTracer", "SplitSum", "Surface", "load_renderer", "surfaces"]
 
 #: Names of the classical forward renderers; each is also the name of its module.
 RENDERERS = ("splitsum", "ssrt", "pathtrace")
@@ -44,7 +45,7 @@ def load_renderer(name: str, device: str | torch.device | None = None, **options
 
 def __getattr__(name: str) -> Any:
     """The renderers' classes, imported when first asked for: each pulls in modules that the others do not need."""
-    for module, class_name in _CLASSES.items():
+    for module, class_name in {**_CLASSES, "prior": "Prior"}.items():
         if class_name == name:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,14 @@ __all__ = ["STAGES", "TrainOptions", "TrainState", "assemble", "train"]
 def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState:
     """Train one stage of a preset: `vae`, then `env`, `inverse` and `forward`, which need the ones before them.
 
+    `inverse`, and `forward` where its light is concatenated, need only `vae`.
+
     Continues a run found in ``options.out``; stops at ``max_steps`` or ``max_minutes``; leaves checkpoints, a CSV log, sample
     sheets, the exported network and the list of the assets seen in ``options.out / stage``. Raises InputError for a stage or
-    preset that is not known, for data that is not there, and when an earlier stage is missing.
+    preset that is not known, for a concatenated light in another stage than `forward`, for data that is not there, and when an
+    earlier stage is missing.
     """
+    from diffusion_renderer.core.errors import InputError
     from diffusion_renderer.core.names import check_name
     from diffusion_renderer.datagen.assets.record import AssetRecord
     from diffusion_renderer.training.autoencoder import VaeStage, load_vae
@@ -30,10 +34,12 @@ def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState
 
     check_name("training stage", stage, STAGES)
     check_name("preset", preset, PRESETS)
+    if options.light != "encoder" and stage != "forward":
+        raise InputError(f"--light {options.light} with the stage forward", f"stage {stage}", "leave --light out")
     chosen = PRESETS[preset]
     if options.start_from is not None:
-        unpack(options.start_from, options.out)
-    store = load_frames(options.data, options.out / "cache")
+        unpack(options.start_from, options.out, options.light)
+    store = load_frames(options.data, options.out / "cache", chosen.prior if stage == "forward" else None)
     extend_record(options.out / stage, AssetRecord(store.assets))
     if stage in ("vae", "env"):
         return run({"vae": VaeStage, "env": EnvStage}[stage](chosen, store, options), options)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen.assets.record import AssetRecord, read_records
+from diffusion_renderer.models import LightCondition
+from diffusion_renderer.training.options import STAGES
 from diffusion_renderer.training.record import extend_record, read_record
 
 #: Part of the model -> folder of the run that the stage wrote.
@@ -27,11 +29,14 @@ PARTS = {
 def assemble(run: Path, out: Path) -> int:
     """Copy what a run has trained so far to ``out``, weights in float16; returns the bytes of the weights.
 
-    The two renderers share the autoencoder, which lies beside them; the environment encoder lies there as well. A stage that
-    has not run yet is left out. InputError when none has. training.json says of every stage how long it was
-    trained and which assets it has seen (see `datagen.assets.record`).
+    The two renderers share the autoencoder, which lies beside them; the environment encoder lies there as well, except where
+    the forward renderer reads its light by concatenation. A stage that has not run yet is left out. InputError when none has.
+    training.json says of every stage how long it was trained and which assets it has seen (see `datagen.assets.record`).
     """
     found = {part: run / source for part, source in PARTS.items() if (run / source).is_dir()}
+    encoder = _light(run / "forward") == "encoder"
+    if not encoder:
+        found.pop("env_encoder", None)
     if not found:
         raise InputError(f"trained stages in {run}", "none", "run `diffusion-renderer train vae` and the later stages first")
     total = 0
@@ -50,18 +55,22 @@ def assemble(run: Path, out: Path) -> int:
         settings = run / kind / "renderer.json"
         if settings.exists():
             shutil.copy(settings, out / kind / "renderer.json")
-    records = {stage: _record(run / stage) for stage in ("vae", "env", "inverse", "forward") if (run / stage).is_dir()}
+    stages = [stage for stage in STAGES if (run / stage).is_dir() and (encoder or stage != "env")]
+    records = {stage: _record(run / stage) for stage in stages}
     (out / "training.json").write_text(json.dumps(records, indent=2))
     return total
 
 
-def unpack(model: Path, run: Path) -> None:
+def unpack(model: Path, run: Path, light: LightCondition = "encoder") -> None:
     """The reverse of `assemble`: lay a model's networks into a run folder, so that its stages go on from them.
 
-    What the run has already is left alone; the stages of what is copied inherit the model's record of assets.
-    InputError when the model has none of the parts.
+    What the run has already is left alone; the stages of what is copied inherit the model's record of assets. A forward
+    renderer that is told the light in another way than ``light`` is left out, since no network of ours can go on from it: the
+    ablation takes the autoencoder of any model. InputError when the model has none of the parts.
     """
     found = {part: target for part, target in PARTS.items() if (model / part).is_dir()}
+    if _light(model / "forward") != light:
+        found = {part: target for part, target in found.items() if not part.startswith("forward/")}
     if not found:
         raise InputError(f"a model with {', '.join(PARTS)}", f"none of them in {model}", "give the folder that holds them")
     missing = {part: target for part, target in found.items() if not (run / target).exists()}
@@ -71,6 +80,17 @@ def unpack(model: Path, run: Path) -> None:
         extend_record(run / stage, records.get(stage, AssetRecord(complete=False)))
     for part, target in missing.items():
         shutil.copytree(model / part, run / target)
+
+
+def _light(forward: Path) -> str:
+    """How the forward renderer in a folder is told the light, by its renderer.json; the default where there is none."""
+    path = forward / "renderer.json"
+    if not path.exists():
+        return "encoder"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("light", "encoder")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"readable settings in {path}", str(error), "copy or export the model again") from error
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.models import LightCondition
 
 #: The stages in the order in which they depend on each other.
 STAGES = ("vae", "env", "inverse", "forward")
@@ -29,7 +30,10 @@ class TrainOptions:
     save_minutes : minutes between checkpoints.
     sheet_steps : steps between sample sheets; 0 for none.
     augment : the diffusion stages see every clip in a random window, mirror, colours and exposure (`training.variation`).
-    start_from : a model folder, as `assemble` writes it, whose networks a new run goes on from; None to start from nothing.
+    start_from : a model folder, as `assemble` writes it, whose networks a new run goes on from; None to start from nothing. A
+        forward renderer of another ``light`` is left out.
+    light : how the forward renderer is told the light: by the environment encoder, or by plain concatenation, the paper's
+        ablation, which needs no stage `env` (see `models.lighting`).
     precision : of the network's forward pass; weights and optimiser are float32.
     device : where the stage trains, such as ``cuda``; None takes a GPU where there is one. Random numbers are drawn on the CPU,
         so that every device sees the same data and noise.
@@ -46,6 +50,7 @@ class TrainOptions:
     sheet_steps: int = 1000
     augment: bool = True
     start_from: Path | None = None
+    light: LightCondition = "encoder"
     precision: Literal["bf16", "fp32"] = "bf16"
     device: str | None = None
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from diffusion_renderer.models import AutoencoderKLTemporalDecoder, EnvEncoder, UNetCustomSpatioTemporalConditionModel
+from diffusion_renderer.models import (
+    CONCATENATED,
+    AutoencoderKLTemporalDecoder,
+    EnvEncoder,
+    LightCondition,
+    UNetCustomSpatioTemporalConditionModel,
+)
 
 _DOWN, _CROSS_DOWN = "DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"
 _UP, _CROSS_UP = "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"
@@ -26,6 +32,7 @@ class Preset:
     env_widths, env_size : of the environment encoder, and the side of the square images that it reads, pixels.
     size : side of the training images, pixels.
     window : longest clip seen in training, frames.
+    prior : the classical renderer whose picture the forward renderer is given beside the G-buffers; None for none.
     norm_groups : of the autoencoder and the environment encoder; the UNets keep the published 32.
     sigma_max : the largest noise level, from which sampling starts.
     start_weight : share of training samples that sit at ``sigma_max``, where a one-step sampler works. The rest follow the
@@ -49,6 +56,7 @@ class Preset:
     context_channels: int = 64
     time_channels: int = 32
     norm_groups: int = 8
+    prior: str | None = None
     labels: tuple[str, ...] = field(default=("env_ldr", "env_log", "env_nrm"))
 
     @property
@@ -96,10 +104,13 @@ class Preset:
             **self._unet_options(self.inverse_widths),
         )
 
-    def forward_unet(self) -> UNetCustomSpatioTemporalConditionModel:
-        """The forward renderer's UNet, untrained: noise and one latent per image group in, the light by cross-attention."""
+    def forward_unet(self, light: LightCondition = "encoder") -> UNetCustomSpatioTemporalConditionModel:
+        """The forward renderer's UNet, untrained: noise and one latent per image group in, the light by cross-attention.
+
+        With ``light="concat"`` the light's latents are further input, and nothing else is different (see `models.lighting`).
+        """
         return UNetCustomSpatioTemporalConditionModel(
-            in_channels=(1 + len(self.groups)) * self.latent_channels,
+            in_channels=(1 + len(self.groups) + (self.prior is not None) + CONCATENATED[light]) * self.latent_channels,
             out_channels=self.latent_channels,
             down_block_types=(_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN),
             up_block_types=(_UP, _CROSS_UP, _CROSS_UP, _CROSS_UP),
@@ -158,6 +169,7 @@ TINY = Preset(
     env_size=64,
     size=128,
     window=8,
+    prior="splitsum",
 )
 
 PRESETS = {preset.name: preset for preset in (TINY,)}

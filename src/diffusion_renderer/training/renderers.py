@@ -18,7 +18,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import JOINT_INDEX
 from diffusion_renderer.core.types import BUFFER_CHANNELS
 from diffusion_renderer.diffusion import VPrediction
-from diffusion_renderer.models import AutoencoderKLTemporalDecoder
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder, LightReader
 from diffusion_renderer.training.data import GROUPS, IMAGES, FrameStore
 from diffusion_renderer.training.environment import encode_lights, load_env_encoder
 from diffusion_renderer.training.lights import light_images
@@ -53,6 +53,8 @@ class _LatentStage:
 
     name: str
     learning_rate = 1.5e-3
+    #: What to do about weights in the run folder that do not fit.
+    advice = "use another --out"
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
@@ -67,7 +69,7 @@ class _LatentStage:
             frames: starts for frames in CLIP_FRAMES if frames <= preset.window and len(starts := store.starts(frames))
         }
 
-    def _started(self, network: nn.Module, run: Path) -> nn.Module:
+    def _started(self, network: nn.Module, run: Path, widen: bool = False) -> nn.Module:
         """The network with the weights that lie in the run folder, if any: those of `export.unpack`, or of an earlier run.
 
         A checkpoint, which the loop restores, overrides them. InputError when they do not fit the preset.
@@ -75,10 +77,11 @@ class _LatentStage:
         path = run / self.name / "unet" / "diffusion_pytorch_model.safetensors"
         if path.exists():
             try:
-                network.load_state_dict(load_file(path))
+                weights = load_file(path)
+                network.load_state_dict(widened(weights, network) if widen else weights)
             except (RuntimeError, SafetensorError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(f"weights of preset {self.preset.name} in {path}", reason, "use another --out") from error
+                raise InputError(f"weights of preset {self.preset.name} in {path}", reason, self.advice) from error
         return network.to(self.device)
 
     def _draw(self, generator: torch.Generator) -> Int[Tensor, "batch frames"]:
@@ -98,12 +101,19 @@ class _LatentStage:
     def _images(
         self, index: Int[Tensor, "batch frames"], variation: Variation
     ) -> Float[Tensor, "batch frames images channels height width"]:
-        """Scaled latents of the images named by `data.IMAGES`, exact (float32) whatever the step's precision."""
-        images = variation.to(self.device).images(self.store.take(index).to(self.device))
+        """Scaled latents of the images named by `data.IMAGES`, and of the classical picture if there is one.
+
+        Exact (float32) whatever the step's precision.
+        """
+        taken = self.store.take(index)
+        if self.store.prior:
+            taken = torch.cat((taken, self.store.take_prior(index)[:, :, None]), dim=2)
+        images = variation.to(self.device).images(taken.to(self.device))
+        kinds = images.shape[2]
         images = rearrange(images, "b f k c h w -> (b f k) c h w")
         with torch.autocast(self.device.type, enabled=False):
             latents = self.vae.encode(2 * images - 1).latent_dist.mode() * self.vae.config.scaling_factor
-        return rearrange(latents, "(b f k) c h w -> b f k c h w", b=len(index), k=len(IMAGES))
+        return rearrange(latents, "(b f k) c h w -> b f k c h w", b=len(index), k=kinds)
 
     @torch.no_grad()
     def _lights(
@@ -198,6 +208,16 @@ class _LatentStage:
         (folder / "renderer.json").write_text(json.dumps({"kind": kind, **others, **self._settings()}, indent=2))
 
 
+def widened(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights whose first convolution reads fewer channels than the network's: the others start at zero, as if not there."""
+    wanted, found = network.conv_in.weight, weights.get("conv_in.weight")
+    if found is None or found.shape[1] >= wanted.shape[1]:
+        return weights
+    padded = found.new_zeros(wanted.shape)
+    padded[:, : found.shape[1]] = found
+    return {**weights, "conv_in.weight": padded}
+
+
 class InverseStage(_LatentStage):
     """All image groups of a clip at once, their latents concatenated (paper, section 4.1, which makes one buffer per pass).
 
@@ -248,11 +268,15 @@ class ForwardStage(_LatentStage):
     """The video given G-buffers and light; conditions are dropped at times for guidance (paper, section 4.2)."""
 
     name = "forward"
+    advice = "use another --out, or the --light that they were trained with"
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
-        self.network: nn.Module = self._started(preset.forward_unet(), options.out)
-        self.encoder = load_env_encoder(options.out).to(self.device)
+        network, self.light = preset.forward_unet(options.light), options.light
+        # Weights that were made without the classical picture go on with it.
+        self.network: nn.Module = self._started(network, options.out, widen=options.light == "encoder")
+        encoder = load_env_encoder(options.out).to(self.device) if options.light == "encoder" else None
+        self.light_reader = LightReader(network, encoder)
         self._measure_importance(slice(0, 1), torch.ones(1, 3))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -271,10 +295,10 @@ class ForwardStage(_LatentStage):
     ) -> Predict:
         condition = buffers.flatten(2, 3) * keep
         with torch.no_grad():
-            features = [level.float() * keep for level in self.encoder(lights)]
+            seen = self.light_reader(lights, condition.shape[-2:]).times(keep)
 
         def predict(scaled: Tensor, noise_level: Tensor) -> Tensor:
-            return self.network(torch.cat((scaled, condition), dim=2), noise_level, features, self._time_ids(len(buffers)))
+            return self.network(seen.beside(scaled, condition), noise_level, seen.features, self._time_ids(len(buffers)))
 
         return predict
 
@@ -289,4 +313,4 @@ class ForwardStage(_LatentStage):
 
     def export(self, folder: Path) -> None:
         """Write the forward renderer's network in diffusers' layout."""
-        self._export(folder, "forward")
+        self._export(folder, "forward", light=self.light, prior=self.preset.prior)

@@ -87,7 +87,10 @@ class Variation:
     def images(
         self, images: UInt8[Tensor, "clips frames kinds 3 height width"]
     ) -> Float[Tensor, "clips frames kinds 3 height width"]:
-        """Clips in the order of `data.IMAGES`, varied, in [0, 1]. Depth stays relative to what the window shows."""
+        """Clips in the order of `data.IMAGES`, varied, in [0, 1]. Depth stays relative to what the window shows.
+
+        Images behind those are more pictures of the frames, and vary as the video does.
+        """
         images = self._expose(self._recolour(images.float() / 255))
         varied = self._sample(images, "bilinear")
         mirror = self.mirrored[:, None, None, None]
@@ -108,7 +111,7 @@ class Variation:
 
     def _recolour(self, images: Tensor) -> Tensor:
         order = self.order[:, None, :, None, None].expand(-1, images.shape[1], -1, *images.shape[-2:])
-        for kind in (_RGB, _BASE):
+        for kind in (_RGB, _BASE, *range(len(IMAGES), images.shape[2])):
             images[:, :, kind] = images[:, :, kind].gather(2, order)
         return images
 
@@ -116,11 +119,12 @@ class Variation:
         changed = self.exposure != 1
         if not changed.any():
             return images
-        video = images[changed, :, _RGB]
         factor = self.exposure[changed][:, None, None, None, None]
-        exposed = srgb_oetf((srgb_eotf(video) * factor).clamp(0, 1))
-        # How bright a burnt pixel was is not known: it stays burnt in less light.
-        images[changed, :, _RGB] = torch.where(video == 1, video, exposed)
+        for kind in (_RGB, *range(len(IMAGES), images.shape[2])):
+            video = images[changed, :, kind]
+            exposed = srgb_oetf((srgb_eotf(video) * factor).clamp(0, 1))
+            # How bright a burnt pixel was is not known: it stays burnt in less light.
+            images[changed, :, kind] = torch.where(video == 1, video, exposed)
         return images
 
     def _sample(self, images: Tensor, mode: str) -> Tensor:

@@ -49,9 +49,20 @@ def delta1(estimate: Tensor, truth: Tensor, counted: Tensor, context: Context) -
 
 
 def relative_rmse(estimate: Tensor, truth: Tensor, counted: Tensor, context: Context) -> float:
-    """RMSE of relative depth, as the networks see it (`core.encoding.relative_depth`): each of the two is brought to [0, 1] by
-    its own nearest and farthest finite depth of the clip, those outside the mask included. No other alignment."""
-    return rmse(relative_depth(estimate), relative_depth(truth), counted, context)
+    """RMSE of relative depth, as the networks see it (`core.encoding.relative_depth`): the truth is brought to [0, 1] by its
+    nearest and farthest finite depth of the clip, those outside the mask included; the estimate by `as_relative`. No other
+    alignment."""
+    return rmse(as_relative(estimate), relative_depth(truth), counted, context)
+
+
+def as_relative(estimate: Float[Tensor, "frames 1 height width"]) -> Float[Tensor, "frames 1 height width"]:
+    """An estimate of depth as relative depth: as it is where it lies in [0, 1], for so inverse renderers return it (stretched,
+    the best constant would become 0), else by its own nearest and farthest finite depth, +inf being background, 1.
+
+    Depth in scene units cannot be told from relative depth where all of it is below 1. nan stays only in the first case.
+    """
+    known = estimate[~estimate.isnan()]
+    return estimate if bool(((known >= 0) & (known <= 1)).all()) else relative_depth(estimate)
 
 
 ABSREL = Metric("AbsRel", "", False, absolute_relative, spaces=("depth",))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.types import GBuffer
 from diffusion_renderer.datagen.readers import read_interiorverse
@@ -36,7 +38,9 @@ def compare(task: str, case: Case, estimate: Estimate, light: int) -> dict[str, 
         if value is None:
             continue
         if what == "basecolor":
-            value, true = srgb_oetf(value), srgb_oetf(true)
+            # The curve clamps, which would make an infinite value the brightest one.
+            value = torch.where(value.isfinite(), srgb_oetf(value), torch.nan)
+            true = srgb_oetf(true)
         pairs[what] = Pair(value, true, truth.mask)
     return pairs
 

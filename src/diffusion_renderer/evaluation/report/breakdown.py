@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from diffusion_renderer.evaluation.report.grid import Column, Row, rows_of
+from diffusion_renderer.evaluation.report.grid import Column, Row, columns_of, rows_of
 from diffusion_renderer.evaluation.results import Picture, Results
 from diffusion_renderer.evaluation.statistics import ClipValues
 
@@ -82,11 +82,11 @@ def examples_of(
     Only clips with pictures can be shown. Of the lights of a clip that one is shown under which the system is worst, or best,
     among those with pictures.
     """
-    column, ranked = _ranking(results, values, columns)
+    pictured = {picture.clip for picture in results.pictures}
+    column, ranked = _ranking(results, values, columns, pictured)
     if column is None:
         return None, [], []
-    count = min(SHOWN_CLIPS, (len(ranked) + 1) // 2)
-    worst, best = ranked[:count], ranked[count:][-count:][::-1]
+    worst, best = _ends(ranked)
     return (
         column,
         [_example(results, values, column, clip, value, worst=True) for clip, value in worst],
@@ -94,9 +94,23 @@ def examples_of(
     )
 
 
-def _ranking(results: Results, values: ClipValues, columns: Sequence[Column]) -> tuple[Column | None, list[tuple[str, float]]]:
-    """The column that ranks, and (clip, value) of the first system from worst to best."""
-    pictured = {picture.clip for picture in results.pictures}
+def clips_to_show(results: Results) -> tuple[str, ...]:
+    """The clips that `examples_of` would show if all had pictures: nobody looks at the pictures of others."""
+    values = ClipValues(results.figures)
+    _, ranked = _ranking(results, values, columns_of(results, values), set(values.clips))
+    return tuple(clip for end in _ends(ranked) for clip, _ in end)
+
+
+def _ends(ranked: Sequence[tuple[str, float]]) -> tuple[Sequence[tuple[str, float]], Sequence[tuple[str, float]]]:
+    """The worst clips, worst first, and the best ones, best first; none is among both."""
+    count = min(SHOWN_CLIPS, (len(ranked) + 1) // 2)
+    return ranked[:count], ranked[count:][-count:][::-1]
+
+
+def _ranking(
+    results: Results, values: ClipValues, columns: Sequence[Column], pictured: Set[str]
+) -> tuple[Column | None, list[tuple[str, float]]]:
+    """The column that ranks, and (clip, value) of the first system from worst to best, of the clips ``pictured``."""
     for column in columns:
         found = values.of(results.systems[0], *column.key) if results.systems else {}
         ranked = [(clip, value) for clip, value in found.items() if math.isfinite(value) and clip in pictured]

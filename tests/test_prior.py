@@ -1,0 +1,136 @@
+"""The classical picture that a forward renderer may be given: how it is made, what the pipeline and training do with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models_random import GROUPS, save_model
+from synthetic import synthetic_clip
+
+from diffusion_renderer.core.color import srgb_oetf
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.geometry import rotation_y
+from diffusion_renderer.core.types import Camera, EnvironmentMap
+from diffusion_renderer.datagen.store.shards import write_samples
+from diffusion_renderer.pipelines import load_forward
+from diffusion_renderer.render import Prior, load_renderer
+from diffusion_renderer.training.data import load_frames
+from diffusion_renderer.training.presets import TINY
+from diffusion_renderer.training.renderers import widened
+from diffusion_renderer.training.variation import Variation
+
+SAMPLE = synthetic_clip(1, frames=6)
+LIGHT, CAMERA, STILL = SAMPLE.environment, SAMPLE.camera, SAMPLE.lookup
+
+
+def test_it_is_split_sum_shading() -> None:
+    """The test's panorama has fewer rows than are kept, so nothing is lost."""
+    expected = load_renderer("splitsum", along=1, across=1, lights=0)(SAMPLE.gbuffer, LIGHT, camera=CAMERA, rotations=STILL)
+    assert torch.allclose(Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, STILL), expected.frames, atol=1e-6)
+
+
+def test_a_smaller_picture_shows_the_same() -> None:
+    shade = Prior("splitsum", LIGHT)
+    large = torch.nn.functional.avg_pool2d(shade(SAMPLE.gbuffer, CAMERA, STILL), 2)
+    small = shade(SAMPLE.gbuffer, CAMERA, STILL, (16, 16))
+    # At the outline a pixel is either the ball or not; mean difference measured: 0.012.
+    assert small.shape == (6, 3, 16, 16) and (small - large).abs().mean() < 0.03
+
+
+def test_relative_depth_and_parts_of_a_clip_show_the_same() -> None:
+    """An inverse renderer's relative depth has no mask; whether depth is relative is a matter of the whole clip."""
+    shade, whole = Prior("splitsum", LIGHT), SAMPLE.gbuffer
+    depth = torch.where(whole.mask, (whole.depth - 2) / 2, 1.0)
+    relative = replace(whole, depth=depth, mask=None)
+    pictures = shade(relative, CAMERA, STILL)
+    assert (pictures - shade(whole, CAMERA, STILL)).abs().mean() < 0.01
+    part = replace(relative[2:4], depth=relative.depth[2:4].clamp_min(0.2))
+    kept = shade(part, CAMERA[2:4], STILL[2:4], depth_range=(0.0, 1.0))
+    assert torch.allclose(kept, pictures[2:4], atol=1e-6)
+
+
+def test_mistakes() -> None:
+    with pytest.raises(InputError, match="splitsum"):
+        Prior("splitsun", LIGHT)
+    with pytest.raises(InputError, match="6 rotations"):
+        Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, STILL[:2])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings: dict[str, Any] = {"groups": GROUPS, "prior": "splitsum", "decode_chunk": 4}
+    return save_model(tmp_path_factory.mktemp("model"), "forward", conditions=len(GROUPS) + 1, **settings)
+
+
+def test_the_pipeline_is_given_the_picture(folder: Path) -> None:
+    """In pieces of four frames, turned as the light is, behind the G-buffers' latents."""
+    forward = load_forward(folder, device="cpu", prior=Prior)
+    seen: list[torch.Tensor] = []
+    encode = forward.encode
+    forward.encode = lambda image: seen.append(image) or encode(image)
+    turns = torch.stack([rotation_y(0.5 * frame) for frame in range(6)])
+    relit = forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA, rotations=turns)
+    expected = Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, turns)
+    assert relit.frames.shape == (6, 3, 32, 32) and torch.isfinite(relit.frames).all()
+    assert torch.allclose(torch.cat([seen[3], seen[7]]), expected, atol=1e-5)
+
+
+def test_the_light_and_the_field_of_view_reach_the_result(folder: Path) -> None:
+    forward = load_forward(folder, device="cpu", prior=Prior)
+    first = forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA).frames
+    assert torch.equal(first, forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA).frames)
+    narrow = Camera(CAMERA.pose, torch.full_like(CAMERA.fov_x, 10.0))
+    dark = EnvironmentMap(0.1 * LIGHT.radiance)
+    assert not torch.equal(first, forward(SAMPLE.gbuffer, LIGHT, camera=narrow).frames)
+    assert not torch.allclose(first, forward(SAMPLE.gbuffer, dark, camera=CAMERA).frames, atol=1e-3)
+
+
+def test_a_model_that_needs_the_picture_is_not_loaded_without(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"load it with diffusion_renderer\.load_forward"):
+        load_forward(folder, device="cpu")
+    narrow = save_model(tmp_path, "forward", groups=GROUPS, conditions=len(GROUPS), prior="splitsum")
+    with pytest.raises(InputError, match="4 condition images"):
+        load_forward(narrow, device="cpu", prior=Prior)
+    wrong = save_model(tmp_path / "wrong", "forward", groups=GROUPS, conditions=len(GROUPS) + 1, prior=3)
+    with pytest.raises(InputError, match="prior 3"):
+        load_forward(wrong, device="cpu", prior=Prior)
+
+
+def test_training_stores_the_pictures_and_varies_them_as_the_video(tmp_path: Path) -> None:
+    write_samples(tmp_path / "data", [synthetic_clip(seed) for seed in (1, 2)], progress=False)
+    store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")
+    index = torch.tensor([[0], [4]])
+    pictures = store.take_prior(index)
+    assert pictures.shape == (2, 1, 3, 32, 32) and not load_frames((tmp_path / "data",), tmp_path / "cache").prior
+    # Read from files as 8-bit buffers.
+    truth = synthetic_clip(1)
+    expected = Prior("splitsum", truth.environment)(truth.gbuffer, truth.camera, truth.lookup)[0]
+    assert (pictures[0, 0].float() / 255 - expected).abs().mean() < 0.01
+    # A picture that equals the video is varied into the varied video.
+    images = store.take(index)
+    both = torch.cat((images, images[:, :, :1]), dim=2)
+    varied = Variation.draw(2, torch.Generator().manual_seed(3)).images(both)
+    assert torch.equal(varied[:, :, 0], varied[:, :, -1]) and not torch.equal(varied[:, :, 0], both[:, :, 0] / 255)
+
+
+def test_weights_without_the_picture_go_on_as_they_were() -> None:
+    small = replace(TINY, latent_channels=4, prior=None, forward_widths=(32, 32, 32, 32))
+    old, new = small.forward_unet().eval(), replace(small, prior="splitsum").forward_unet().eval()
+    new.load_state_dict(widened(old.state_dict(), new))
+    x = torch.randn(1, 1, 20, 8, 8, generator=torch.Generator().manual_seed(0))
+    light = [torch.randn(1, 1, 32, 2, 2, generator=torch.Generator().manual_seed(1))] * 4
+    ids, level = torch.zeros(1, 3), torch.zeros(1)
+    before, after = old(x[:, :, :16], level, light, ids), new(x, level, light, ids)
+    assert torch.equal(before, after), "the new channels count for nothing yet"
+
+
+def test_display_encoding() -> None:
+    """A white furnace: the background of the picture is the panorama, encoded."""
+    flat = EnvironmentMap(torch.full((3, 8, 16), 0.25))
+    picture = Prior("splitsum", flat)(SAMPLE.gbuffer, CAMERA, STILL)
+    outside = ~SAMPLE.gbuffer.mask.expand_as(picture)
+    assert torch.allclose(picture[outside], srgb_oetf(torch.tensor(0.25)), atol=1e-4)
