@@ -24,6 +24,10 @@ from diffusion_renderer.pipelines.protocols import Progress
 _ALBEDO_FROM = ("basecolor", "metallic")
 
 
+#: Relative depths within this of 1 are background more or less; calibration fades out over them.
+BACKGROUND_FADE = 0.05
+
+
 class DiffusionInverseRenderer(DiffusionRenderer):
     """Estimates G-buffers with a video diffusion model. See `InverseRenderer` for the call.
 
@@ -117,9 +121,19 @@ class DiffusionInverseRenderer(DiffusionRenderer):
                 images = self.decode(part[chunk]).to(device="cpu", dtype=torch.float32)
                 # Back to the input's size first, so that normals are unit vectors at that size.
                 made.update(unpack_image(group, fit.undo(images)))
+            made.update(self._calibrated(made))
             if "diffuse_albedo" in buffers and "diffuse_albedo" not in made:
                 made["diffuse_albedo"] = made["basecolor"] * (1 - made["metallic"])
             yield replace(GBuffer(fps=clip.fps, name=clip.name), **{name: made[name] for name in buffers})
+
+    def _calibrated(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The buffers that the settings calibrate; the background, where depth calls it that, stays as it is."""
+        surface = 1.0 if "depth" not in made else ((1 - made["depth"]) / BACKGROUND_FADE).clamp(0.0, 1.0)
+        found = {}
+        for name, (gain, centre) in self.settings.calibration.items():
+            if name in made:
+                found[name] = (made[name] + surface * (1 - gain) * (centre - made[name])).clamp(0.0, 1.0)
+        return found
 
     def _latents(
         self, condition: Tensor, groups: list[tuple[str, ...]], steps: int, seed: int, progress: Progress | None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import UNPACKED, embedding_index
-from diffusion_renderer.core.types import BUFFERS
+from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS
 from diffusion_renderer.models import CONCATENATED, Kind, LightCondition
 
 
@@ -26,6 +26,9 @@ class RendererSettings:
         (see `models.lighting`).
     prior : name of the classical renderer whose picture a forward renderer is given as one more condition image, behind the
         groups (see `render.prior`); None for the published ones, which are given none.
+    calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
+        ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
+        come from clips that are neither trained nor scored on.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
     working_area : clips are scaled to about this many pixels; None keeps their own size.
     window : frames per window; None takes ``num_frames`` of the UNet.
@@ -44,6 +47,7 @@ class RendererSettings:
     joint: bool = False
     light: LightCondition = "encoder"
     prior: str | None = None
+    calibration: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     default_steps: int = 20
     default_guidance: float = 1.0
     default_lora_scale: float = 0.0
@@ -87,7 +91,7 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
     Raises InputError for values that cannot be used; ``source`` names the file in the message.
     """
     settings = default_settings(kind)
-    known = {field.name: values[field.name] for field in fields(settings) if field.name in values}
+    known = {item.name: values[item.name] for item in fields(settings) if item.name in values}
     if known.get("kind", kind) != kind:
         raise InputError(f"settings of kind {kind} in {source}", str(known["kind"]), "give the folder of the other renderer")
     try:
@@ -97,6 +101,8 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
                 embedding_index(group)
         if known.get("light", "encoder") not in CONCATENATED:
             raise ValueError(f"light {known['light']!r}, which is neither {' nor '.join(CONCATENATED)}")
+        if "calibration" in known:
+            known["calibration"] = _calibration(known["calibration"])
         if not isinstance(known.get("prior"), str | None):
             raise ValueError(f"prior {known['prior']!r}, which is no name")
         if known.get("light_luminance") is not None:
@@ -118,3 +124,16 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
     except (TypeError, ValueError, IndexError) as error:
         raise InputError(f"usable settings in {source}", f"{error}", "correct the file or copy the checkpoint again") from error
     return replace(settings, **known)
+
+
+def _calibration(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """(gain, centre) by buffer. ValueError for anything else."""
+    found = {}
+    for name, pair in values.items():
+        if BUFFER_CHANNELS.get(name) != 1 or name == "depth":
+            raise ValueError(f"calibration of {name!r}, which is neither roughness nor metallic")
+        gain, centre = (float(value) for value in pair)
+        if not (0 < gain <= 2 and 0 <= centre <= 1):
+            raise ValueError(f"calibration {list(pair)} of {name}, not a gain up to 2 and a centre in [0, 1]")
+        found[name] = (gain, centre)
+    return found
