@@ -187,4 +187,5 @@ def _shortened(value: object) -> object:
     """A training record names every asset; here their number will do."""
     if not isinstance(value, dict):
         return value
-    return {key: f"{len(entry)} names" if isinstance(entry, list) else _shortened(entry) for key, entry in value.items()}
+    names = lambda entry: isinstance(entry, list) and all(isinstance(name, str) for name in entry)  # noqa: E731
+    return {key: f"{len(entry)} names" if names(entry) else _shortened(entry) for key, entry in value.items()}
