@@ -10,7 +10,9 @@ import pytest
 import torch
 from models_random import GROUPS, save_model
 from synthetic import synthetic_clip
+from test_training import SMALL, options, trained_vae
 
+from diffusion_renderer import editing
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import rotation_y
@@ -18,9 +20,11 @@ from diffusion_renderer.core.types import Camera, EnvironmentMap
 from diffusion_renderer.datagen.store.shards import write_samples
 from diffusion_renderer.pipelines import load_forward
 from diffusion_renderer.render import Prior, load_renderer
+from diffusion_renderer.training import assemble, loop
 from diffusion_renderer.training.data import load_frames
+from diffusion_renderer.training.environment import EnvStage
 from diffusion_renderer.training.presets import TINY
-from diffusion_renderer.training.renderers import widened
+from diffusion_renderer.training.renderers import ForwardStage, widened
 from diffusion_renderer.training.variation import Variation
 
 SAMPLE = synthetic_clip(1, frames=6)
@@ -121,11 +125,26 @@ def test_weights_without_the_picture_go_on_as_they_were() -> None:
     small = replace(TINY, latent_channels=4, prior=None, forward_widths=(32, 32, 32, 32))
     old, new = small.forward_unet().eval(), replace(small, prior="splitsum").forward_unet().eval()
     new.load_state_dict(widened(old.state_dict(), new))
-    x = torch.randn(1, 1, 20, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, 20, 16, 16, generator=torch.Generator().manual_seed(0))
     light = [torch.randn(1, 1, 32, 2, 2, generator=torch.Generator().manual_seed(1))] * 4
     ids, level = torch.zeros(1, 3), torch.zeros(1)
     before, after = old(x[:, :, :16], level, light, ids), new(x, level, light, ids)
     assert torch.equal(before, after), "the new channels count for nothing yet"
+
+
+def test_a_renderer_trained_with_the_picture_is_loaded_and_run(tmp_path: Path) -> None:
+    write_samples(tmp_path / "data", [synthetic_clip(seed) for seed in (1, 2)], progress=False)
+    store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")
+    run, preset = tmp_path / "run", replace(SMALL, prior="splitsum")
+    vae = trained_vae(run, store)
+    loop.run(EnvStage(preset, store, options(run, 1)), options(run, 1))
+    loop.run(ForwardStage(preset, vae, store, options(run, 1)), options(run, 1))
+    assemble(run, tmp_path / "model")
+    forward = editing.load_forward(tmp_path / "model", device="cpu")
+    assert forward.settings.prior == "splitsum"
+    assert forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA).frames.shape == (6, 3, 32, 32)
+    with pytest.raises(InputError, match="pictures of splitsum"):
+        ForwardStage(preset, vae, load_frames((tmp_path / "data",), tmp_path / "cache"), options(run, 1))
 
 
 def test_display_encoding() -> None:

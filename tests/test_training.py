@@ -33,6 +33,7 @@ SMALL = replace(
     size=32,
     window=3,
     context_channels=8,
+    prior=None,
 )
 
 

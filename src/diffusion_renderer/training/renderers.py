@@ -272,6 +272,9 @@ class ForwardStage(_LatentStage):
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, store: FrameStore, options: TrainOptions) -> None:
         super().__init__(preset, vae, store, options)
+        if (preset.prior is not None) != bool(store.prior):
+            wanted = f"pictures of {preset.prior}" if preset.prior else "no classical pictures"
+            raise InputError(f"frames with {wanted}", "others", "load them with load_frames(..., prior=preset.prior)")
         network, self.light = preset.forward_unet(options.light), options.light
         # Weights that were made without the classical picture go on with it.
         self.network: nn.Module = self._started(network, options.out, widen=options.light == "encoder")
