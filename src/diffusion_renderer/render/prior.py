@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,9 +11,9 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
 from diffusion_renderer.core.resize import resize
-from diffusion_renderer.core.types import Camera, EnvironmentMap, GBuffer
+from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, EnvironmentMap, GBuffer
 from diffusion_renderer.render.splitsum import SplitSum
-from diffusion_renderer.render.surface import is_relative, surfaces
+from diffusion_renderer.render.surface import is_relative, metric_depth, surfaces
 
 #: The classical renderers whose picture can be given.
 PRIORS = ("splitsum",)
@@ -67,23 +66,20 @@ class Prior:
         on_cpu = GBuffer(**{name: tensor.cpu() for name, tensor in gbuffer.tensors()}, fps=gbuffer.fps, name=gbuffer.name)
         relative = is_relative(depth_range or gbuffer.depth_range())
         if size is not None and size != gbuffer.size:
-            on_cpu, relative = _smaller(on_cpu, camera, size, relative), False
+            on_cpu.require(DEFAULT_BUFFERS)
+            on_cpu, relative = _smaller(on_cpu, size, relative), False
         seen = surfaces(on_cpu, camera, relative=relative)
         return srgb_oetf(self._shading(seen, rotations.float().cpu()).clamp(0.0, 1.0))
 
 
-def _smaller(gbuffer: GBuffer, camera: Camera | None, size: tuple[int, int], relative: bool) -> GBuffer:
+def _smaller(gbuffer: GBuffer, size: tuple[int, int], relative: bool) -> GBuffer:
     """G-buffers of another size. Depth becomes 1 on surfaces: shading asks only whether something is there."""
-    full = surfaces(gbuffer, camera, relative=relative)
-    images = {name: rearrange(getattr(full, name), "f h w c -> f c h w") for name in ("basecolor", "normal", "coverage")}
-    images |= {name: rearrange(getattr(full, name), "f h w c -> f c h w") for name in ("roughness", "metallic")}
+    _, seen = metric_depth(gbuffer, relative)
+    coverage = (seen & (gbuffer.normal.norm(dim=1) > 0.1))[:, None].to(gbuffer.basecolor)
+    covered = resize(coverage, size)
     # The background's values must not bleed into edges.
-    covered = resize(images["coverage"], size)
-    weighted = {
-        name: resize(image * images["coverage"], size) / covered.clamp_min(1e-3)
-        for name, image in images.items()
-        if name != "coverage"
-    }
+    share = covered.clamp_min(1e-3)
+    images = {name: resize(getattr(gbuffer, name) * coverage, size) / share for name in DEFAULT_BUFFERS if name != "depth"}
     mask = covered > 0.5
     depth = torch.where(mask, torch.ones_like(covered), torch.full_like(covered, torch.inf))
-    return GBuffer(**weighted, depth=depth, mask=mask, fps=gbuffer.fps, name=gbuffer.name)
+    return GBuffer(**images, depth=depth, mask=mask, fps=gbuffer.fps, name=gbuffer.name)

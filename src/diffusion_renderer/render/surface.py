@@ -78,7 +78,7 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     ray = pixel_rays(height, width, focal)
     view = -torch.nn.functional.normalize(ray, dim=-1)
     relative = is_relative(gbuffer.depth_range()) if relative is None else relative
-    depth, seen = _metric_depth(gbuffer, relative)
+    depth, seen = metric_depth(gbuffer, relative)
     length = normal.norm(dim=-1)
     seen = seen & (length > 0.1)
     towards = torch.where(seen[..., None], normal / length.clamp_min(0.1)[..., None], view)
@@ -125,7 +125,7 @@ def facing(normal: Float[Tensor, "*shape 3"], view: Float[Tensor, "*shape 3"]) -
     return torch.where(cosine < MIN_COSINE, bent, normal)
 
 
-def _metric_depth(
+def metric_depth(
     gbuffer: GBuffer, relative: bool
 ) -> tuple[Float[Tensor, "frames height width"], Bool[Tensor, "frames height width"]]:
     """Metric z-depth (1 where nothing is seen) and where a surface is seen."""
