@@ -181,7 +181,7 @@ class Session:
         options = self.options
         return {
             "model": model,
-            "weights": weights_fingerprint(model),
+            "weights": pipelines.weights_fingerprint(model),
             "steps": options.steps,
             "seed": options.seed,
             "size": options.size,
@@ -197,15 +197,6 @@ class Session:
             self.progress.made(self.out / name)
         if "mp4" in self.formats:
             self.progress.made(self.out / f"{name}.{buffer}.mp4")
-
-
-def weights_fingerprint(model: str) -> str | None:
-    """What a model's weights are, with what two renderers share; None for a model that is not on this machine."""
-    folder = pipelines.local_folder(model)
-    if folder is None:
-        return None
-    shared = [folder.parent / name for name in ("vae", "env_encoder") if not any(folder.rglob(name))]
-    return " ".join(fingerprint(part) for part in (folder, *shared))
 
 
 def frame_names(clip: str, frames: int, buffers: Sequence[str], formats: Sequence[str], layered: str) -> list[str]:

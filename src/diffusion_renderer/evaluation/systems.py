@@ -20,7 +20,7 @@ from diffusion_renderer.evaluation.predictions import Predictions
 from diffusion_renderer.evaluation.views import View
 from diffusion_renderer.io.fingerprint import fingerprint
 from diffusion_renderer.models import Kind
-from diffusion_renderer.pipelines import load_inverse, local_folder
+from diffusion_renderer.pipelines import load_inverse, weights_fingerprint
 from diffusion_renderer.render import RENDERERS
 
 #: Baselines that are computed from the truth or the input alone, by task, and what they are.
@@ -235,8 +235,4 @@ def folder_name(text: str) -> tuple[str, Path]:
 
 def weights_of(model: str) -> str | None:
     """What a model's weights are; None for a renderer that has none and for a model that is not on this machine."""
-    folder = None if model in RENDERERS else local_folder(model)
-    if folder is None:
-        return None
-    shared = [folder.parent / name for name in ("vae", "env_encoder") if not any(folder.rglob(name))]
-    return " ".join(fingerprint(part) for part in (folder, *shared))
+    return None if model in RENDERERS else weights_fingerprint(model)

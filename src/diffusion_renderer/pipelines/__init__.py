@@ -14,7 +14,14 @@ from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.models import Checkpoint, Kind, load_checkpoint
 from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer, Prior
 from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
-from diffusion_renderer.pipelines.names import MODEL_NAMES, PUBLISHED, local_folder, locate_model, repository
+from diffusion_renderer.pipelines.names import (
+    MODEL_NAMES,
+    PUBLISHED,
+    local_folder,
+    locate_model,
+    repository,
+    weights_fingerprint,
+)
 from diffusion_renderer.pipelines.protocols import ForwardRenderer, ForwardSettings, InverseRenderer, Progress
 from diffusion_renderer.pipelines.settings import RendererSettings, read_settings
 
@@ -35,6 +42,7 @@ __all__ = [
     "locate_model",
     "read_settings",
     "repository",
+    "weights_fingerprint",
 ]
 
 

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import nearest
+from diffusion_renderer.io.fingerprint import fingerprint
 from diffusion_renderer.models import Kind, download_checkpoint
 
 #: The models trained by this project, inside the package.
@@ -69,6 +70,15 @@ def local_folder(name_or_path: str | Path, kind: Kind | None = None) -> Path | N
         return Path(snapshot_download(repository(name, kind or "inverse"), local_files_only=True))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError):
         return None
+
+
+def weights_fingerprint(name_or_path: str | Path) -> str | None:
+    """What a model's weights are, with what two renderers share; None for a model that is not on this machine."""
+    folder = local_folder(name_or_path)
+    if folder is None:
+        return None
+    shared = [folder.parent / name for name in ("vae", "env_encoder") if not any(folder.rglob(name))]
+    return " ".join(fingerprint(part) for part in (folder, *shared))
 
 
 def repository(name: str, kind: Kind) -> str:

@@ -17,7 +17,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, Clip, EnvironmentMap
 from diffusion_renderer.render.geometry import Geometry, PrincipledMaterial, TriangleMesh
-from diffusion_renderer.render.settings import ClassicalSettings, Progress
+from diffusion_renderer.render.settings import ClassicalRenderer, Progress
 from diffusion_renderer.render.surface import Surface, is_relative, surfaces
 
 __all__ = ["Geometry", "PathTracer", "PrincipledMaterial", "TriangleMesh"]
@@ -30,7 +30,7 @@ ANYWHERE = "scalar_rgb"
 CLIP_RATIO = 1e7
 
 
-class PathTracer:
+class PathTracer(ClassicalRenderer):
     """Renders geometry under an environment map with a path tracer. A forward renderer that looks through the G-buffers.
 
     Of the G-buffers only the number of frames and the size matter; what is seen is the geometry, through the camera's poses,
@@ -51,8 +51,6 @@ class PathTracer:
 
     Raises InputError where Mitsuba is missing, for a variant that does not exist, and for geometry that cannot be read.
     """
-
-    settings = ClassicalSettings()
 
     def __init__(
         self,
@@ -76,25 +74,6 @@ class PathTracer:
         ``options`` are those of the class.
         """
         return cls(Geometry.from_file(path, material), **options)
-
-    def __call__(
-        self,
-        gbuffer: GBufferSource,
-        light: EnvironmentMap,
-        *,
-        camera: Camera | None = None,
-        rotations: Float[Tensor, "frames 3 3"] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        lora_scale: float | None = None,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        progress: Progress | None = None,
-    ) -> Clip:
-        """The geometry under ``light``, at the G-buffers' size: all of `stream` in memory."""
-        return Clip.join(
-            self.stream(gbuffer, light, camera=camera, rotations=rotations, seed=seed, progress=progress), len(gbuffer)
-        )
 
     def stream(
         self,

@@ -23,7 +23,7 @@ from diffusion_renderer.render.irradiance import diffuse_radiance, diffuse_stack
 from diffusion_renderer.render.lights import split_lights
 from diffusion_renderer.render.lobes import lobe_table, mirrored
 from diffusion_renderer.render.prefilter import PanoramaStack, glossy_stack, level_of
-from diffusion_renderer.render.settings import ClassicalSettings, Progress
+from diffusion_renderer.render.settings import ClassicalRenderer, Progress
 from diffusion_renderer.render.surface import Surface, is_relative, surfaces
 
 #: Pixels shaded at once: about 100 MB of temporaries.
@@ -34,7 +34,7 @@ LIGHTS_FROM, LIGHTS_TO = 0.12, 0.2
 _EDGE = 1e-3
 
 
-class SplitSum:
+class SplitSum(ClassicalRenderer):
     """Renders G-buffers under a panorama by split-sum shading; a forward renderer (see `pipelines.ForwardRenderer`).
 
     On a convex object the diffuse lobe is exact up to interpolation. The specular lobe is cut in ``along * across`` symmetric
@@ -57,26 +57,7 @@ class SplitSum:
                 f"{along}, {across}, {lights}",
                 "correct them",
             )
-        self.settings = ClassicalSettings()
         self.device, self.along, self.across, self.lights = find_device(device), along, across, lights
-
-    def __call__(
-        self,
-        gbuffer: GBufferSource,
-        light: EnvironmentMap,
-        *,
-        camera: Camera | None = None,
-        rotations: Float[Tensor, "frames 3 3"] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        lora_scale: float | None = None,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        progress: Progress | None = None,
-    ) -> Clip:
-        """The shot under ``light`` at the G-buffers' size, on the CPU: all of `stream` in memory."""
-        parts = self.stream(gbuffer, light, camera=camera, rotations=rotations, progress=progress)
-        return Clip.join(parts, len(gbuffer))
 
     @torch.no_grad()
     def _shade(self, shading: Shading, part: GBuffer, camera: Camera | None, rotations: Tensor, relative: bool) -> Clip:

@@ -25,7 +25,7 @@ from diffusion_renderer.render.sampling import (
     shifted,
 )
 from diffusion_renderer.render.screen import Screen, march
-from diffusion_renderer.render.settings import ClassicalSettings, Progress
+from diffusion_renderer.render.settings import ClassicalRenderer, Progress
 from diffusion_renderer.render.surface import Surface, is_relative, surfaces
 
 #: Temporaries of one ray, bytes; about 200 measured on a CPU.
@@ -49,7 +49,7 @@ class _Pixels:
     metallic: Float[Tensor, "pixels 1 1"]
 
 
-class ScreenSpaceRayTracer:
+class ScreenSpaceRayTracer(ClassicalRenderer):
     """Renders G-buffers under a panorama by tracing rays through their depth. See `pipelines.ForwardRenderer` for the call.
 
     Every ray is drawn from the panorama's light or from the BRDF (visible GGX normals or cosine); all are weighted by the
@@ -85,15 +85,10 @@ class ScreenSpaceRayTracer:
                 raise InputError(f"{name} of at least {least}", str(value), "give a larger number")
         if not 0 < thickness < float("inf"):
             raise InputError("a thickness above 0", str(thickness), "give a share of the depth such as 0.1")
-        self.settings = ClassicalSettings()
         self.device = find_device(device)
         self.samples, self.steps, self.thickness, self.bounces = samples, steps, thickness, bounces
         self.max_bytes = MAX_BYTES.get(self.device.type, MAX_BYTES["cuda"]) if max_bytes is None else max_bytes
         self.denoise = denoise
-
-    def __call__(self, gbuffer: GBufferSource, light: EnvironmentMap, **options) -> Clip:
-        """The shot under ``light``, at the G-buffers' size, on the CPU: all of `stream`, with its options, in memory."""
-        return Clip.join(self.stream(gbuffer, light, **options), len(gbuffer))
 
     def stream(
         self,
