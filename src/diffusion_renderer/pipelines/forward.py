@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import repeat
 
 import torch
 from jaxtyping import Float
@@ -123,17 +124,29 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             raise InputError(f"{frames} rotations, one per frame", str(len(rotations)), "give one for every frame")
         unet, fit = self._unet_at(lora_scale), self.fit(gbuffer.size, size)
         guidance = self.settings.default_guidance if guidance is None else guidance
+        pictures = self._pictures(gbuffer, light, camera, rotations)
 
         def pieces() -> Iterator[Clip]:
-            condition = self._encode_gbuffer(gbuffer, fit, self._pictures(gbuffer, light, camera, rotations, fit), progress)
+            condition = self._encode_gbuffer(gbuffer, fit, pictures, progress)
             lights = self._encode_light(light, rotations)
             noise = frame_noise(seed, "forward", frames, (self.codec.channels, *condition.shape[-2:]))
             latents = self._denoise(unet, condition, lights, noise, steps, guidance, ticker(progress, "rendering"))
-            for chunk in self.chunks(frames):
-                images = fit.undo(self.decode(latents[chunk]).to(device="cpu", dtype=torch.float32)).clamp(0.0, 1.0)
-                yield Clip(images, fps=gbuffer.fps, name=gbuffer.name)
+            parts = gbuffer.chunks(self.codec.chunk) if self.settings.residual else repeat(None)
+            for chunk, part in zip(self.chunks(frames), parts, strict=False):
+                if part is None:
+                    images = self._images(latents[chunk], fit)
+                else:
+                    # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
+                    start = condition[chunk, -self.codec.channels :].to(latents)
+                    change = self._images(start + latents[chunk], fit) - self._images(start, fit)
+                    images = pictures(part, chunk, part.size)[0] + change
+                yield Clip(images.clamp(0.0, 1.0), fps=gbuffer.fps, name=gbuffer.name)
 
         return pieces()
+
+    def _images(self, latents: Float[Tensor, "frames channels _h _w"], fit: Fit) -> Float[Tensor, "frames 3 height width"]:
+        """Decoded, at the G-buffers' size, on the CPU."""
+        return fit.undo(self.decode(latents).to(device="cpu", dtype=torch.float32))
 
     def denoise(
         self,
@@ -201,17 +214,15 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         return self.unet
 
     def _pictures(
-        self, gbuffer: GBufferSource, light: EnvironmentMap, camera: Camera | None, rotations: Tensor, fit: Fit
-    ) -> Callable[[GBuffer, slice], list[Tensor]]:
-        """Makes the classical pictures of some of the frames, at the working size; none where the model is given none."""
+        self, gbuffer: GBufferSource, light: EnvironmentMap, camera: Camera | None, rotations: Tensor
+    ) -> Callable[[GBuffer, slice, tuple[int, int]], list[Tensor]]:
+        """Makes the classical pictures of some of the frames, of a size (width, height); none where the model is given none."""
         if self.settings.prior is None or self._prior is None:
-            return lambda part, frames: []
+            return lambda part, frames, size: []
         shade, depth_range = self._prior(self.settings.prior, light), gbuffer.depth_range()
-        padded = Fit(fit.inner, fit.inner, fit.padded)
 
-        def pictures(part: GBuffer, frames: slice) -> list[Tensor]:
-            seen = None if camera is None else camera[frames]
-            return [padded.apply(shade(part, seen, rotations[frames], fit.inner, depth_range))]
+        def pictures(part: GBuffer, frames: slice, size: tuple[int, int]) -> list[Tensor]:
+            return [shade(part, None if camera is None else camera[frames], rotations[frames], size, depth_range)]
 
         return pictures
 
@@ -219,14 +230,15 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         self,
         gbuffer: GBufferSource,
         fit: Fit,
-        pictures: Callable[[GBuffer, slice], list[Tensor]],
+        pictures: Callable[[GBuffer, slice, tuple[int, int]], list[Tensor]],
         progress: Progress | None,
     ) -> Float[Tensor, "frames channels _h _w"]:
         """Latents of all groups and pictures, concatenated. Depth is relative to the whole clip's range."""
         tick, parts, done, depth_range = ticker(progress, "encoding"), [], 0, gbuffer.depth_range()
+        padded = Fit(fit.inner, fit.inner, fit.padded)
         for chunk in gbuffer.chunks(self.codec.chunk):
             images = [fit.apply(pack_image(chunk, group, depth_range)) for group in self.settings.groups]
-            images += pictures(chunk, slice(done, done + len(chunk)))
+            images += map(padded.apply, pictures(chunk, slice(done, done + len(chunk)), fit.inner))
             parts.append(torch.cat([self.encode(image) for image in images], dim=1))
             done += len(chunk)
             tick(done, len(gbuffer))

@@ -26,6 +26,8 @@ class RendererSettings:
         (see `models.lighting`).
     prior : name of the classical renderer whose picture a forward renderer is given as one more condition image, behind the
         groups (see `render.prior`); None for the published ones, which are given none.
+    residual : what a forward renderer with a prior makes is the difference between the video's latents and those of the picture.
+        The difference that it makes to the decoded picture is added to the picture itself, at the G-buffers' size.
     calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
         ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
         come from clips that are neither trained nor scored on.
@@ -47,6 +49,7 @@ class RendererSettings:
     joint: bool = False
     light: LightCondition = "encoder"
     prior: str | None = None
+    residual: bool = False
     calibration: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     default_steps: int = 20
     default_guidance: float = 1.0
@@ -105,6 +108,8 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
             known["calibration"] = _calibration(known["calibration"])
         if not isinstance(known.get("prior"), str | None):
             raise ValueError(f"prior {known['prior']!r}, which is no name")
+        if known.get("residual") and known.get("prior") is None:
+            raise ValueError("residual without a prior that it is added to")
         if known.get("light_luminance") is not None:
             low, high = (float(value) for value in known["light_luminance"])
             if not 0 < low <= high:

@@ -27,6 +27,9 @@ IMAGES = ("rgb", *("+".join(group) for group in GROUPS))
 #: Image and channel that hold relative depth. 255 is background there, and nothing else: the farthest surface is stored as 254.
 DEPTH = next((1 + index, group.index("depth")) for index, group in enumerate(GROUPS) if "depth" in group)
 
+#: Counts the changes of what `render.Prior` draws: pictures that were kept before the last one are drawn anew.
+PRIOR_VERSION = 2
+
 
 @dataclass(frozen=True)
 class FrameStore:
@@ -153,7 +156,7 @@ def _load_shard(path: Path, cache: Path, prior: str | None) -> FrameStore:
         save_file({name: value.contiguous() for name, value in arrays.items()}, part)
         part.replace(kept)
     arrays = load_file(kept)
-    pictures = () if prior is None else (_load_prior(path, cache / f"{key}.{prior}.safetensors", prior),)
+    pictures = () if prior is None else (_load_prior(path, cache / f"{key}.{prior}-{PRIOR_VERSION}.safetensors", prior),)
     return FrameStore(images=(arrays.pop("images"),), **arrays, assets=assets, prior=pictures)
 
 

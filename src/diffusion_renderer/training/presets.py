@@ -33,6 +33,7 @@ class Preset:
     size : side of the training images, pixels.
     window : longest clip seen in training, frames.
     prior : the classical renderer whose picture the forward renderer is given beside the G-buffers; None for none.
+    residual : the forward renderer makes the difference between the video and that picture, in latents, not the video itself.
     norm_groups : of the autoencoder and the environment encoder; the UNets keep the published 32.
     sigma_max : the largest noise level, from which sampling starts.
     start_weight : share of training samples that sit at ``sigma_max``, where a one-step sampler works. The rest follow the
@@ -57,6 +58,7 @@ class Preset:
     time_channels: int = 32
     norm_groups: int = 8
     prior: str | None = None
+    residual: bool = False
     labels: tuple[str, ...] = field(default=("env_ldr", "env_log", "env_nrm"))
 
     @property
@@ -170,6 +172,7 @@ TINY = Preset(
     size=128,
     window=8,
     prior="splitsum",
+    residual=True,
 )
 
 PRESETS = {preset.name: preset for preset in (TINY,)}

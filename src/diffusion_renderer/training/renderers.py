@@ -288,7 +288,12 @@ class ForwardStage(_LatentStage):
         variation = self._vary(len(index), generator)
         images, lights = self._images(index, variation), self._lights(index, variation)
         keep = (torch.rand(len(index), 1, 1, 1, 1, generator=generator) >= DROP_SHARE).float().to(self.device)
-        return self._denoising_loss(images[:, :, 0], generator, self._predictor(images[:, :, 1:], lights, keep)), {}
+        clean = images[:, :, 0] - self._start_from(images)
+        return self._denoising_loss(clean, generator, self._predictor(images[:, :, 1:], lights, keep)), {}
+
+    def _start_from(self, images: Float[Tensor, "batch frames images channels height width"]) -> Tensor | float:
+        """What the network's latents are added to: those of the classical picture, or nothing."""
+        return images[:, :, -1] if self.preset.residual else 0.0
 
     def _predictor(
         self,
@@ -310,10 +315,10 @@ class ForwardStage(_LatentStage):
         index = self._sheet_frames()
         variation = Variation.none(len(index))
         images, lights = self._images(index, variation), self._lights(index, variation)
-        estimate = self._start(images[:, :, 0].shape, self._predictor(images[:, :, 1:], lights))
+        estimate = self._start(images[:, :, 0].shape, self._predictor(images[:, :, 1:], lights)) + self._start_from(images)
         rows = [self._decode(images[:, :, IMAGES.index(name)]) for name in ("basecolor", "normal", "rgb")]
         return rearrange(torch.stack([*rows, self._decode(estimate)]), "r n c h w -> c (r h) (n w)")
 
     def export(self, folder: Path) -> None:
         """Write the forward renderer's network in diffusers' layout."""
-        self._export(folder, "forward", light=self.light, prior=self.preset.prior)
+        self._export(folder, "forward", light=self.light, prior=self.preset.prior, residual=self.preset.residual)
