@@ -26,7 +26,7 @@ class RendererSettings:
         (see `models.lighting`).
     prior : name of the classical renderer whose picture a forward renderer is given as one more condition image, behind the
         groups (see `render.prior`); None for the published ones, which are given none.
-    residual : what a forward renderer with a prior makes is the difference between the video's latents and those of the picture.
+    residual : what a forward renderer with a prior makes is the difference between the latents of the video and of the picture.
         The difference that it makes to the decoded picture is added to the picture itself, at the G-buffers' size.
     calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
         ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures

@@ -85,7 +85,7 @@ def derived_seed(*parts: int | str) -> int:
 def micro_batches(part: Part, pieces: int, rank: int, processes: int) -> Iterator[tuple[Part, Float[Tensor, "items"]]]:
     """What process ``rank`` of ``processes`` computes of a part, in ``pieces`` pieces, with the weight of every item.
 
-    The weights of all items of all processes add up to ``part.weight``. Every process gets the same number of pieces, each of the
+    The weights of all items of all processes add up to ``part.weight``. Every process gets as many pieces, all of the
     same number of items, for they wait for each other: where the items do not suffice, one is repeated with weight 0.
     """
     count = len(part.items)
