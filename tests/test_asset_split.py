@@ -162,7 +162,7 @@ def test_every_evaluation_seed_is_refused_also_from_a_cache(tmp_path: Path, monk
     # Cached when the seed was not yet one of an evaluation.
     data = (shards(tmp_path / "old", seed=5),)
     load_frames(data, tmp_path / "cache")
-    monkeypatch.setattr("diffusion_renderer.training.data.EVALUATION_SEEDS", frozenset({5}))
+    monkeypatch.setattr("diffusion_renderer.training.data.loading.EVALUATION_SEEDS", frozenset({5}))
     with pytest.raises(InputError, match="evaluation seed"):
         load_frames(data, tmp_path / "cache")
 

@@ -21,10 +21,10 @@ from diffusion_renderer.datagen.store.shards import write_samples
 from diffusion_renderer.pipelines import load_forward
 from diffusion_renderer.render import Prior, load_renderer
 from diffusion_renderer.training import assemble, loop
-from diffusion_renderer.training.data import load_frames
-from diffusion_renderer.training.environment import EnvStage
+from diffusion_renderer.training.data import Mixture, load_frames
+from diffusion_renderer.training.env import EnvStage
+from diffusion_renderer.training.forward import ForwardStage, widened
 from diffusion_renderer.training.presets import TINY
-from diffusion_renderer.training.renderers import ForwardStage, widened
 from diffusion_renderer.training.variation import Variation
 
 SAMPLE = synthetic_clip(1, frames=6)
@@ -123,7 +123,7 @@ def test_training_stores_the_pictures_and_varies_them_as_the_video(tmp_path: Pat
 
 
 def test_weights_without_the_picture_go_on_as_they_were() -> None:
-    small = replace(TINY, latent_channels=4, prior=None, forward_widths=(32, 32, 32, 32))
+    small = replace(TINY, latent_channels=4, prior=None, forward_widths=(32, 32, 32, 32), env_widths=(32, 32, 32, 32))
     old, new = small.forward_unet().eval(), replace(small, prior="splitsum").forward_unet().eval()
     new.load_state_dict(widened(old.state_dict(), new))
     x = torch.randn(1, 1, 20, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -136,16 +136,16 @@ def test_weights_without_the_picture_go_on_as_they_were() -> None:
 def test_a_renderer_trained_with_the_picture_is_loaded_and_run(tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [synthetic_clip(seed) for seed in (1, 2)], progress=False)
     store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")
-    run, preset = tmp_path / "run", replace(SMALL, prior="splitsum")
-    vae = trained_vae(run, store)
-    loop.run(EnvStage(preset, store, options(run, 1)), options(run, 1))
-    loop.run(ForwardStage(preset, vae, store, options(run, 1)), options(run, 1))
+    run, preset, data = tmp_path / "run", replace(SMALL, prior="splitsum"), Mixture.of(store)
+    vae = trained_vae(run, data)
+    loop.run(EnvStage(preset, data, options(run, 1)), options(run, 1))
+    loop.run(ForwardStage(preset, vae, data, options(run, 1)), options(run, 1))
     assemble(run, tmp_path / "model")
     forward = editing.load_forward(tmp_path / "model", device="cpu")
     assert forward.settings.prior == "splitsum"
     assert forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA).frames.shape == (6, 3, 32, 32)
     with pytest.raises(InputError, match="pictures of splitsum"):
-        ForwardStage(preset, vae, load_frames((tmp_path / "data",), tmp_path / "cache"), options(run, 1))
+        ForwardStage(preset, vae, Mixture.of(load_frames((tmp_path / "data",), tmp_path / "cache")), options(run, 1))
 
 
 def test_display_encoding() -> None:

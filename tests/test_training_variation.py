@@ -9,9 +9,10 @@ import torch
 from synthetic import synthetic_clip
 
 from diffusion_renderer.core.color import srgb_eotf
+from diffusion_renderer.core.geometry import rotation_y
 from diffusion_renderer.training.data import IMAGES, FrameStore, store_clips
 from diffusion_renderer.training.lights import light_images
-from diffusion_renderer.training.variation import EXPOSURE_STOPS, LEAST_ZOOM, MARGIN, Variation
+from diffusion_renderer.training.variation import BACKWARDS_SHARE, EXPOSURE_STOPS, LEAST_ZOOM, MARGIN, Variation
 
 #: Depth's farthest surface is stored as 254 of 255 and given back as 1; the rest is exact to float32 interpolation.
 CLOSE = 1 / 255 + 1e-5
@@ -103,6 +104,78 @@ def test_depth_stays_relative_to_what_the_window_shows() -> None:
     assert torch.allclose(whole[5:], torch.linspace(0, 1, 32).expand(27, 32), atol=2 / 255)  # two roundings to 8 bits
 
 
+def test_time_runs_backwards_in_every_image_and_in_the_light(clips: torch.Tensor) -> None:
+    turned = replace(none(), backwards=torch.tensor([True, False]))
+    assert torch.allclose(turned.images(clips)[0], none().images(clips)[0].flip(0), atol=1e-6)
+    assert torch.equal(turned.images(clips)[1], none().images(clips)[1])
+    lights = torch.rand(2, 3, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = turned.environment(lights)
+    assert torch.equal(seen[0], lights[0].flip(0)) and torch.equal(seen[1], lights[1])
+    rotations = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(turned.in_time(rotations)[0], rotations[0].flip(0))
+    # The light turned before it is drawn, or the drawn light turned: the same.
+    panorama = torch.rand(3, 16, 32, generator=torch.Generator().manual_seed(2))
+    turns = torch.stack([rotation_y(angle) for angle in (0.0, 0.5, 1.0)])[None].expand(2, -1, -1, -1)
+    drawn = torch.stack([light_images(panorama, turn, 8) for turn in turns])
+    again = torch.stack([light_images(panorama, turn, 8) for turn in turned.in_time(turns)])
+    assert torch.equal(turned.environment(drawn), again)
+
+
+def test_a_still_has_no_time_to_turn(clips: torch.Tensor) -> None:
+    turned = replace(none(), backwards=torch.tensor([True, True]))
+    assert torch.equal(turned.images(clips[:, :1]), none().images(clips[:, :1]))
+
+
+def test_a_batch_is_varied_as_its_clips_are_alone(clips: torch.Tensor) -> None:
+    """So a clip's variation does not depend on which others it is computed with."""
+    seeds = (11, 12)
+    alone = [Variation.draw(1, torch.Generator().manual_seed(seed)) for seed in seeds]
+    batch = Variation.stack(alone)
+    assert batch.side.shape == (2,) and batch.order.shape == (2, 3) and not torch.equal(batch.side[0], batch.side[1])
+    together = batch.images(clips)
+    masks = torch.randint(2, (2, 3, 32, 32), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    for number, variation in enumerate(alone):
+        # Interpolation of a batch and of one clip round alike on one thread: seen 0, allowed a few units of float32.
+        assert torch.allclose(together[number], variation.images(clips[number : number + 1])[0], atol=1e-6)
+        assert torch.equal(batch.defined(masks)[number], variation.defined(masks[number : number + 1])[0])
+
+
+def test_where_truth_is_defined_moves_with_the_images() -> None:
+    """A pixel counts as defined only when nothing undefined was mixed into it."""
+    masks = torch.ones(2, 3, 32, 32, dtype=torch.uint8)
+    assert bool(none().defined(masks).all())
+    for seed in range(20):
+        drawn = Variation.draw(2, torch.Generator().manual_seed(seed))
+        assert bool(drawn.defined(masks).all()), "windows beyond the edge repeat what is defined"
+    masks[0, 0, :, :20] = 0
+    plain = none().defined(masks)
+    assert torch.equal(plain, masks.bool())
+    mirrored = replace(none(), mirrored=torch.tensor([True, False])).defined(masks)
+    assert torch.equal(mirrored[0], plain[0].flip(-1))
+    late = replace(none(), backwards=torch.tensor([True, False])).defined(masks)
+    assert torch.equal(late[0], plain[0].flip(0))
+    # The window is enlarged twice around the middle: it shows columns 8 to 24, of which those from 20 on are defined, but for
+    # the first one, half a pixel of which is mixed with column 19.
+    window = replace(none(), side=torch.tensor([0.5, 1.0])).defined(masks)
+    assert window[0, 0, 0].tolist() == [False] * 25 + [True] * 7
+
+
+def test_undefined_pixels_reach_no_defined_one(clips: torch.Tensor) -> None:
+    """Whatever stands in undefined pixels, the others come out the same; depth's range excepted, which background keeps."""
+    masks = torch.ones(2, 3, 32, 32, dtype=torch.uint8)
+    masks[:, :, 5:20, 3:9] = 0
+    spoilt = clips.clone()
+    spoilt[:, :, :, :, 5:20, 3:9] = 255
+    blank = clips.clone()
+    blank[:, :, :, :, 5:20, 3:9] = 0
+    blank[:, :, PACKED, 0, 5:20, 3:9] = 255  # undefined depth is stored as background
+    for seed in range(10):
+        drawn = Variation.draw(2, torch.Generator().manual_seed(seed))
+        defined = drawn.defined(masks)[:, :, None, None].expand(-1, -1, len(IMAGES), 3, -1, -1)
+        assert torch.equal(drawn.images(spoilt)[defined], drawn.images(blank)[defined])
+        assert not torch.equal(drawn.images(spoilt), drawn.images(blank))
+
+
 def test_drawn_variations_stay_in_their_ranges_and_follow_the_generator() -> None:
     drawn = Variation.draw(4000, torch.Generator().manual_seed(5))
     again = Variation.draw(4000, torch.Generator().manual_seed(5))
@@ -115,3 +188,4 @@ def test_drawn_variations_stay_in_their_ranges_and_follow_the_generator() -> Non
     assert torch.equal(drawn.order.sort(dim=1).values, torch.arange(3).expand(4000, 3))
     # Three standard errors of a share of one half over 4000 draws are 0.024.
     assert drawn.mirrored.float().mean().item() == pytest.approx(0.5, abs=0.024)
+    assert drawn.backwards.float().mean().item() == pytest.approx(BACKWARDS_SHARE, abs=0.024)

@@ -1,59 +1,158 @@
-"""`train`: the stages of the tiny preset."""
+"""`train`: the stages of training, labelling of real videos, and everything in one command."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from diffusion_renderer.cli import values
-from diffusion_renderer.cli.dataset import Minutes
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.names import check_name
 
-Folders = Annotated[tuple[Annotated[tuple[Path, ...], values.several("DIR ...", Path, "--data")], ...], UseAppendAction]
-Rate = Annotated[float | None, *values.one("X", values.number_at_least("--learning-rate", 0.0, "a rate"), "the stage's own")]
+# As in training.options and training.session, which are not imported here: the help must not load torch.
+STAGES = ("vae", "env", "inverse", "forward", "distill")
+ACTIONS = (*STAGES, "autolabel", "all")
+METHODS = ("regression", "trajectory", "consistency")
+PHASES = ("render", "vae", "env", "inverse", "forward", "evaluate")
+#: Options of one command only: the rest of the commands refuse them.
+ONLY = {
+    "model": ("autolabel",),
+    "light_dir": ("autolabel",),
+    "segments": ("autolabel",),
+    "frames": ("autolabel", "all"),
+    "size": ("autolabel", "all"),
+    "assets": ("all",),
+    "share": ("all",),
+    "evaluate_clips": ("all",),
+    "teacher": ("distill",),
+    "student_steps": ("distill",),
+    "method": ("distill",),
+    "teacher_steps": ("distill",),
+    "teacher_guidance": ("distill",),
+    "dry_run": STAGES,
+}
+
+
+def _count(option: str, least: int, default: str) -> Any:
+    return Annotated[int | None, *values.one("N", values.count_at_least(option, least), default)]
+
+
+def _number(option: str, least: float, what: str, default: str) -> Any:
+    return Annotated[float | None, *values.one("X", values.number_at_least(option, least, what), default)]
+
+
+def _choice(option: str, valid: tuple[str, ...], default: str) -> Any:
+    return Annotated[str | None, *values.one("|".join(valid), values.choice(option, valid), default)]
+
+
+def _several(metavar: str, parse: Any, option: str) -> Any:
+    return Annotated[tuple[Annotated[tuple[Any, ...], values.several(metavar, parse, option)], ...], UseAppendAction]
+
+
+def _share(text: str) -> tuple[str, float]:
+    """PHASE=X."""
+    name, _, number = text.partition("=")
+    values.choice("--share", PHASES)(name)
+    return name, values.number_at_least("--share", 0.0, "a share, such as render=0.5")(number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one stage: vae first, then env, inverse and forward; forward needs vae and env, the others vae.
+    """Train one stage: vae first, then env, inverse and forward; forward needs vae and env, inverse vae. distill makes
+    students of few steps of a renderer of the run; autolabel makes shards of real videos for forward; all does everything
+    within --max-minutes: render, train, assemble, evaluate.
 
-    Run again with the same -o to continue. Checkpoints, a CSV log, sample sheets and the exported network go to OUT/<stage>;
-    `weights assemble` makes a model folder of them.
+    Run again with the same -o to continue. Checkpoints, a CSV log, sample sheets, the settings (config.json) and the exported
+    network go to OUT/<stage>; `weights assemble` makes a model folder of them. On several GPUs start it with `accelerate
+    launch -m diffusion_renderer train ...` or torchrun.
     """
 
-    stage: Annotated[Positional[str], arg(metavar="vae|env|inverse|forward")]
-    """What to train."""
-    data: Folders
-    """Folders of shards written by `dataset`."""
-    out: Annotated[Path, arg(aliases=["-o"], metavar="OUT")] = Path("runs/tiny")
-    """Run folder, shared by the stages."""
-    preset: Annotated[str, *values.one("NAME", str, "tiny")] = "tiny"
-    """Sizes of the networks."""
-    max_steps: Annotated[int, *values.one("N", values.count_at_least("--max-steps", 1), "4000")] = 4000
+    stage: Annotated[Positional[str], arg(metavar="|".join(ACTIONS))]
+    """What to train or do."""
+    data: _several("DIR[=WEIGHT] ...", str, "--data") = ()  # type: ignore[valid-type]
+    """Folders of shards written by `dataset` or by autolabel, with their weights in the mixture (default: by their frames).
+    For autolabel: videos, or folders of videos."""
+    out: Annotated[Path | None, *values.one("OUT", Path, "runs/PRESET"), arg(aliases=["-o"])] = None
+    """Run folder, shared by the stages; for autolabel, the folder of the shards."""
+    preset: Annotated[str | None, *values.one("NAME", str, "tiny")] = None
+    """Sizes of the networks: tiny, svd."""
+    config: Annotated[Path | None, *values.one("FILE", Path, "none")] = None
+    """Options in a .toml or .json file; what is given here counts more."""
+    dry_run: values.Flag = False
+    """Print sizes, memory and time, and train nothing."""
+    max_steps: _count("--max-steps", 1, "4000; all: as many as there is time for") = None  # type: ignore[valid-type]
     """Optimiser steps in all, over every run of the stage."""
-    max_minutes: Minutes = None
+    max_minutes: _number("--max-minutes", 0.0, "minutes", "no limit; all: 60") = None  # type: ignore[valid-type]
     """Stop this run after this many minutes."""
-    batch: Annotated[int, *values.one("N", values.count_at_least("--batch", 1), "24")] = 24
-    """Images per step."""
-    learning_rate: Rate = None
+    batch: _count("--batch", 1, "24") = None  # type: ignore[valid-type]
+    """Images per step, over all processes."""
+    accumulate: _count("--accumulate", 1, "1") = None  # type: ignore[valid-type]
+    """Pieces in which a process computes its share of a step, to save memory."""
+    checkpointing: values.Flag = False
+    """Save memory by computing activations twice."""
+    learning_rate: _number("--learning-rate", 0.0, "a rate", "the preset's own") = None  # type: ignore[valid-type]
     """Peak learning rate."""
-    seed: values.Seed = 0
+    warmup: _count("--warmup", 0, "100") = None  # type: ignore[valid-type]
+    """Steps to the peak learning rate."""
+    ema: _number("--ema", 0.0, "a decay per step below 1", "0.999") = None  # type: ignore[valid-type]
+    """Decay of the averaged weights, which are exported."""
+    seed: _count("--seed", 0, "0") = None  # type: ignore[valid-type]
     """Seed of data order, noise and initial weights."""
-    save_minutes: Annotated[float, *values.one("MIN", values.number_at_least("--save-minutes", 0.0, "minutes"), "4")] = 4.0
+    save_minutes: _number("--save-minutes", 0.0, "minutes", "4") = None  # type: ignore[valid-type]
     """Minutes between checkpoints."""
-    sheet_steps: Annotated[int, *values.one("N", values.count_at_least("--sheet-steps", 0), "1000")] = 1000
+    save_steps: _count("--save-steps", 1, "none by steps") = None  # type: ignore[valid-type]
+    """Steps between checkpoints."""
+    keep: _count("--keep", 1, "3") = None  # type: ignore[valid-type]
+    """Newest checkpoints to keep."""
+    explode: _number("--explode", 1.0, "a factor", "20") = None  # type: ignore[valid-type]
+    """A loss so many times above its running median stops the run."""
+    sheet_steps: _count("--sheet-steps", 0, "1000") = None  # type: ignore[valid-type]
     """Steps between sample sheets; 0 for none."""
-    precision: Annotated[str, *values.one("bf16|fp32", values.choice("--precision", ("bf16", "fp32")), "bf16")] = "bf16"
+    tensorboard: values.Flag = False
+    """Write the log for TensorBoard too."""
+    no_augment: values.Flag = False
+    """Show clips as they are: no windows, mirrors, colours, exposures, reversals."""
+    max_bad: _number("--max-bad", 0.0, "a share", "0.1") = None  # type: ignore[valid-type]
+    """Largest share of the shards that may be damaged."""
+    precision: _choice("--precision", ("bf16", "fp32"), "bf16") = None  # type: ignore[valid-type]
     """Of the networks' forward pass; weights are float32."""
     start_from: Annotated[str | None, *values.one("NAME|PATH", str, "nothing")] = None
-    """A model whose networks a new run goes on from, such as tiny."""
-    light: Annotated[
-        str, *values.one("encoder|concat", values.choice("--light", ("encoder", "concat")), "encoder: cross-attention")
-    ] = "encoder"
+    """A model whose networks a new run goes on from, such as tiny; for svd, a folder or id of Stable Video Diffusion too."""
+    light: _choice("--light", ("encoder", "concat"), "encoder: cross-attention") = None  # type: ignore[valid-type]
     """How forward is told the light; concat, its latents beside the G-buffers', is an ablation and needs no env."""
+    lora_rank: _count("--lora-rank", 0, "16") = None  # type: ignore[valid-type]
+    """Of the adapter that forward trains on real clips; 0 trains the network itself on them."""
+    real_share: _number("--real-share", 0.0, "a share", "0.5") = None  # type: ignore[valid-type]
+    """Weight of the real clips in forward."""
+    teacher: _choice("--teacher", ("inverse", "forward"), "forward") = None  # type: ignore[valid-type]
+    """distill: which renderer of the run is the teacher."""
+    student_steps: _count("--student-steps", 1, "1") = None  # type: ignore[valid-type]
+    """distill: network calls of the student, 1, 2 or 4."""
+    method: _choice("--method", METHODS, "trajectory") = None  # type: ignore[valid-type]
+    """distill: how the student is taught."""
+    teacher_steps: _count("--teacher-steps", 1, "16") = None  # type: ignore[valid-type]
+    """distill: network calls of the teacher."""
+    teacher_guidance: _number("--teacher-guidance", 0.0, "1 for none", "the teacher's own") = None  # type: ignore[valid-type]
+    """distill: guidance of the teacher, which the student learns to do without."""
+    assets: _several("DIR ...", Path, "--assets") = ()  # type: ignore[valid-type]
+    """all: folders with models, materials and hdri; those for training are rendered beside procedural ones."""
+    share: _several("PHASE=X ...", _share, "--share") = ()  # type: ignore[valid-type]
+    """all: shares of the minutes: render vae env inverse forward evaluate; 0 leaves one out."""
+    evaluate_clips: _count("--evaluate-clips", 0, "8") = None  # type: ignore[valid-type]
+    """all: clips to score the model on; 0 for none."""
+    model: Annotated[str | None, *values.one("NAME|PATH", str, "tiny")] = None
+    """autolabel: the inverse renderer."""
+    light_dir: Annotated[Path | None, *values.one("DIR", Path, "estimated")] = None
+    """autolabel: panoramas <clip>.hdr or .exr, by another estimator."""
+    segments: _count("--segments", 1, "15") = None  # type: ignore[valid-type]
+    """autolabel: clips per video."""
+    frames: _count("--frames", 1, "24; all: the preset's longest clip") = None  # type: ignore[valid-type]
+    """autolabel, all: frames per clip."""
+    size: _count("--size", 8, "128; all: the preset's") = None  # type: ignore[valid-type]
+    """autolabel, all: side of the frames, pixels."""
     device: Annotated[str | None, *values.one("DEVICE", str, "cuda if there is one, else cpu")] = None
     """Where to train: cpu, cuda, cuda:1."""
     debug: values.Flag = False
@@ -61,35 +160,11 @@ class Train:
 
     def run(self) -> None:
         """Train until a limit is reached."""
-        from diffusion_renderer.cli.progress import Progress
-        from diffusion_renderer.cli.record import make_output_folder
-        from diffusion_renderer.training import TrainOptions, train
+        from diffusion_renderer.cli import train_runs
 
-        if not self.data:
-            raise InputError("at least one folder of shards", "none", "for example --data shards (made by `dataset`)")
-        options = TrainOptions(
-            data=values.flatten(self.data),
-            out=make_output_folder(self.out),
-            max_steps=self.max_steps,
-            max_minutes=self.max_minutes,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            save_minutes=self.save_minutes,
-            sheet_steps=self.sheet_steps,
-            precision=self.precision,  # type: ignore[arg-type]
-            device=self.device,
-            start_from=self._start_folder(),
-            light=self.light,  # type: ignore[arg-type]
-        )
-        with Progress() as progress:
-            train(self.stage, options, self.preset)
-            progress.made(self.out / self.stage)
-
-    def _start_folder(self) -> Path | None:
-        """Where the networks to start from lie."""
-        if self.start_from is None:
-            return None
-        from diffusion_renderer.pipelines import locate_model
-
-        return locate_model(self.start_from, "inverse").parent
+        check_name("training stage", self.stage, ACTIONS)
+        for name, commands in ONLY.items():
+            if train_runs.given(getattr(self, name)) and self.stage not in commands:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} with {' or '.join(commands)}", f"train {self.stage}", f"leave {option} out")
+        {"autolabel": train_runs.autolabel, "all": train_runs.everything}.get(self.stage, train_runs.one_stage)(self)

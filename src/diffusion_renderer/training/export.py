@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen.assets.record import AssetRecord, read_records
 from diffusion_renderer.models import LightCondition
+from diffusion_renderer.training import checkpoint
 from diffusion_renderer.training.options import STAGES
 from diffusion_renderer.training.record import extend_record, read_record
 
@@ -23,6 +24,7 @@ PARTS = {
     "inverse/scheduler": "inverse/scheduler",
     "forward/unet": "forward/unet",
     "forward/scheduler": "forward/scheduler",
+    "forward/lora": "forward/lora",
 }
 
 
@@ -37,6 +39,9 @@ def assemble(run: Path, out: Path) -> int:
     encoder = _light(run / "forward") == "encoder"
     if not encoder:
         found.pop("env_encoder", None)
+    if "forward/lora" not in found and "forward/unet" in found:
+        # The adapter of a network that was here before does not fit the one that comes.
+        shutil.rmtree(out / "forward/lora", ignore_errors=True)
     if not found:
         raise InputError(f"trained stages in {run}", "none", "run `diffusion-renderer train vae` and the later stages first")
     total = 0
@@ -71,6 +76,9 @@ def unpack(model: Path, run: Path, light: LightCondition = "encoder") -> None:
     found = {part: target for part, target in PARTS.items() if (model / part).is_dir()}
     if _light(model / "forward") != light:
         found = {part: target for part, target in found.items() if not part.startswith("forward/")}
+    if "forward/unet" not in found:
+        # An adapter is nothing without its network.
+        found.pop("forward/lora", None)
     if not found:
         raise InputError(f"a model with {', '.join(PARTS)}", f"none of them in {model}", "give the folder that holds them")
     missing = {part: target for part, target in found.items() if not (run / target).exists()}
@@ -95,7 +103,7 @@ def _light(forward: Path) -> str:
 
 def _record(folder: Path) -> dict[str, Any]:
     """Steps and seconds that a stage has trained for, and the assets that it has seen."""
-    state = folder / "checkpoint" / "state.json"
-    assets = read_record(folder)
-    steps = json.loads(state.read_text()) if state.exists() else {}
+    newest, assets = checkpoint.newest(folder), read_record(folder)
+    state = None if newest is None else checkpoint.read_state(newest)
+    steps = {} if state is None else {"step": state.step, "seconds": state.seconds}
     return steps | ({} if assets is None else assets.to_json())

@@ -8,6 +8,10 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import nn
 
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
+from diffusion_renderer.models.autoencoder import PatchEncoder
+
+#: Logarithm of the variance of a latent's posterior at the start.
+START_LOGARITHM = -6.0
 
 
 @torch.no_grad()
@@ -35,7 +39,16 @@ def initialize(network: nn.Module) -> None:
 
 @torch.no_grad()
 def initialize_autoencoder(vae: AutoencoderKLTemporalDecoder) -> None:
-    """`initialize` the decoder, its last temporal convolution as the identity."""
+    """`initialize` the decoder, its last temporal convolution as the identity, and the encoder where it is not linear.
+
+    Such an encoder's posterior starts narrow: one as wide as the latents' own spread hides the image from the decoder.
+    """
+    if not isinstance(vae.encoder, PatchEncoder):
+        initialize(vae.encoder)
+        nn.init.dirac_(vae.quant_conv.weight)
+        nn.init.zeros_(vae.quant_conv.bias)
+        vae.quant_conv.weight[vae.config.latent_channels :] = 0.0
+        vae.quant_conv.bias[vae.config.latent_channels :] = START_LOGARITHM
     initialize(vae.decoder)
     last = vae.decoder.time_conv_out
     last.weight.zero_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from diffusion_renderer.core.geometry import rotation_x, rotation_y
 from diffusion_renderer.core.types import EnvironmentMap
 from diffusion_renderer.light import environment_images
-from diffusion_renderer.training.data import FrameStore
+from diffusion_renderer.training.data import FrameStore, Mixture
 
 
 def light_images(
@@ -20,17 +22,25 @@ def light_images(
     return torch.stack((images.ldr, images.log, images.direction), dim=1)
 
 
-def random_light_images(
-    store: FrameStore, count: int, size: int, generator: torch.Generator
-) -> Float[Tensor, "count 3 3 size size"]:
-    """Environment images of random panoramas, turned and tilted as cameras are, up to three stops darker or brighter."""
+def varied_light_images(
+    radiance: Float[Tensor, "3 height width"], size: int, generator: torch.Generator
+) -> Float[Tensor, "1 3 3 size size"]:
+    """Environment images of a panorama turned and tilted as cameras are, recoloured, up to three stops darker or brighter."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    images = []
-    for clip in torch.randint(store.light.shape[0], (count,), generator=generator).tolist():
-        rotation = rotation_y(uniform(-3.1416, 3.1416)) @ rotation_x(uniform(-1.2, 0.4))
-        radiance = store.light[clip].float()[torch.randperm(3, generator=generator)] * 2 ** uniform(-3, 3)
-        images.append(light_images(radiance, rotation[None], size))
-    return torch.cat(images)
+    rotation = rotation_y(uniform(-math.pi, math.pi)) @ rotation_x(uniform(-1.2, 0.4))
+    varied = radiance[torch.randperm(3, generator=generator)] * 2 ** uniform(-3, 3)
+    return light_images(varied, rotation[None], size)
+
+
+def random_light_images(
+    data: Mixture | FrameStore, count: int, size: int, generator: torch.Generator
+) -> Float[Tensor, "count 3 3 size size"]:
+    """`varied_light_images` of random panoramas, those of clips that have one; see `Mixture.draw_lights`.
+
+    InputError when none has.
+    """
+    mixture = Mixture.of(data) if isinstance(data, FrameStore) else data
+    return torch.cat([varied_light_images(panorama, size, generator) for panorama in mixture.draw_lights(generator, count)])

@@ -6,12 +6,13 @@ frame tells the networks that a patch's contents may lie elsewhere in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
@@ -21,8 +22,8 @@ from diffusion_renderer.training.data import DEPTH, IMAGES
 LEAST_ZOOM = 0.7
 #: How far the window may reach beyond the frame (whose edge is repeated there), as a share of its side.
 MARGIN = 0.03
-#: How often red, green and blue are permuted, and how often the light is made stronger or weaker.
-RECOLOUR_SHARE, EXPOSURE_SHARE = 0.5, 0.5
+#: How often red, green and blue are permuted, the light is made stronger or weaker, and time runs backwards.
+RECOLOUR_SHARE, EXPOSURE_SHARE, BACKWARDS_SHARE = 0.5, 0.5, 0.5
 #: Darkest and brightest light, stops. Brighter frames burn, so there is less room above.
 EXPOSURE_STOPS = (-1.0, 0.5)
 
@@ -40,6 +41,7 @@ class Variation:
     mirrored : left and right exchanged, in the normals' x and in the light as well.
     order : the channels that red, green and blue are taken from, in video, base colour and light.
     exposure : factor on the light and the linear video.
+    backwards : the frames in opposite order, the light's with them. A clip shows no dynamics that this would betray.
     """
 
     side: Float[Tensor, "clips"]
@@ -47,10 +49,15 @@ class Variation:
     mirrored: Bool[Tensor, "clips"]
     order: Int[Tensor, "clips 3"]
     exposure: Float[Tensor, "clips"]
+    backwards: Bool[Tensor, "clips"]
 
     @classmethod
     def draw(cls, count: int, generator: torch.Generator) -> Variation:
-        """Independent variations for ``count`` clips."""
+        """Independent variations for ``count`` clips.
+
+        ``draw(1, generator)`` per clip, each with a generator of its own, and `stack` make a clip's variation independent of
+        which others it is computed with.
+        """
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator)
@@ -67,7 +74,13 @@ class Variation:
             mirrored=uniform(count) < 0.5,
             order=torch.where(same, torch.arange(3), orders),
             exposure=2.0**stops,
+            backwards=uniform(count) < BACKWARDS_SHARE,
         )
+
+    @classmethod
+    def stack(cls, variations: Sequence[Variation]) -> Variation:
+        """The variations of a batch out of those of its clips, in their order."""
+        return cls(**{field.name: torch.cat([getattr(v, field.name) for v in variations]) for field in fields(cls)})
 
     @classmethod
     def none(cls, count: int) -> Variation:
@@ -78,6 +91,7 @@ class Variation:
             mirrored=torch.zeros(count, dtype=torch.bool),
             order=torch.arange(3).expand(count, 3),
             exposure=torch.ones(count),
+            backwards=torch.zeros(count, dtype=torch.bool),
         )
 
     def to(self, device: torch.device) -> Variation:
@@ -91,7 +105,7 @@ class Variation:
 
         Images behind those are more pictures of the frames, and vary as the video does.
         """
-        images = self._expose(self._recolour(images.float() / 255))
+        images = self._expose(self._recolour(self.in_time(images).float() / 255))
         varied = self._sample(images, "bilinear")
         mirror = self.mirrored[:, None, None, None]
         varied[:, :, _NORMAL, 0] = torch.where(mirror, 1 - varied[:, :, _NORMAL, 0], varied[:, :, _NORMAL, 0])
@@ -101,13 +115,35 @@ class Variation:
         varied[:, :, kind, channel] = _relative(varied[:, :, kind, channel], depth[:, :, 0, 0])
         return varied
 
+    def defined(self, masks: UInt8[Tensor, "clips frames height width"]) -> Bool[Tensor, "clips frames height width"]:
+        """Where the varied images are made of pixels whose ground truth is defined (not 0 in ``masks``) and of no other."""
+        whole = self._sample(self.in_time(masks)[:, :, None, None].ne(0).float(), "bilinear")[:, :, 0, 0]
+        # The four weights of a pixel add up to 1 but for rounding.
+        return whole > 1 - 1e-3
+
     def environment(self, images: Float[Tensor, "clips frames 3 3 size size"]) -> Float[Tensor, "clips frames 3 3 size size"]:
-        """Environment images (ldr, log, direction) as the varied clip's camera sees them; their exposure is not changed."""
+        """Environment images (ldr, log, direction) as the varied clip's camera sees them, frame by frame.
+
+        They are given in the order of the clip as it is stored: time is turned here. Their exposure is not changed: it is
+        `exposure` times the radiance that they are made from.
+        """
+        images = self.in_time(images)
         seen = images[:, :, :2]
         order = self.order[:, None, None, :, None, None].expand_as(seen)
         seen = seen.gather(3, order)
         seen = torch.where(self.mirrored[:, None, None, None, None, None], seen.flip(-1), seen)
         return torch.cat((seen, images[:, :, 2:]), dim=2)
+
+    def in_time(self, values: Shaped[Tensor, "clips frames *rest"]) -> Shaped[Tensor, "clips frames *rest"]:
+        """Anything that belongs to the frames, such as the light's rotations, in the order of the varied clip.
+
+        `images`, `defined` and `environment` do this themselves.
+        """
+        if values.shape[1] == 1 or not self.backwards.any():
+            return values
+        turned = values.clone()
+        turned[self.backwards] = values[self.backwards].flip(1)
+        return turned
 
     def _recolour(self, images: Tensor) -> Tensor:
         order = self.order[:, None, :, None, None].expand(-1, images.shape[1], -1, *images.shape[-2:])

@@ -1,0 +1,138 @@
+"""The adapter that real clips train: low-rank changes of the attention layers (Hu et al. 2021; paper, section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from diffusers.models.attention_processor import Attention
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.models.lora import WEIGHTS_NAME
+
+#: The name that peft gives the one adapter of a network.
+NAME = "default"
+
+
+class AdaptedUNet(nn.Module):
+    """A UNet with an adapter that is either off, and only the UNet learns, or on, and only the adapter learns.
+
+    Off, its output is the UNet's to the bit. The layers' change starts at zero. Its scale is 1 where it is on: the strength at
+    inference is up to the caller of the renderer.
+
+    Cannot keep the UNet apart from real clips where its parameters are sharded (FSDP): it raises InputError there.
+    """
+
+    def __init__(self, unet: nn.Module, rank: int) -> None:
+        super().__init__()
+        flags = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
+        self.unet = inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=attention_layers(unet)), unet, adapter_name=NAME
+        )
+        # The loop asks every module to keep fewer activations: the UNet is asked through here only.
+        self.unet._supports_gradient_checkpointing = False
+        self.layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
+        # peft freezes what it adapts; here both learn, in turns.
+        for name, parameter in base_parameters(unet).items():
+            parameter.requires_grad_(flags[name])
+        self._adapted = False
+
+    def forward(self, *inputs: object, adapted: bool = False) -> Tensor:
+        """The UNet's output, with the adapter or without."""
+        self._adapted = adapted
+        with self._learning(adapted):
+            return self.unet(*inputs)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep fewer activations; what is computed twice is computed alike both times."""
+
+        def twice(module: nn.Module, *inputs: object) -> object:
+            adapted = self._adapted
+            contexts = lambda: (nullcontext(), self._learning(adapted))  # noqa: E731
+            return checkpoint(module.__call__, *inputs, use_reentrant=False, context_fn=contexts)
+
+        self.unet._supports_gradient_checkpointing = True
+        self.unet.enable_gradient_checkpointing(twice)
+        self.unet._supports_gradient_checkpointing = False
+
+    @contextmanager
+    def _learning(self, adapted: bool) -> Iterator[None]:
+        """Only the adapter, or only the UNet, is part of the graph that is recorded meanwhile."""
+        frozen: list[nn.Parameter] = []
+        if adapted:
+            frozen = [parameter for parameter in base_parameters(self.unet).values() if parameter.requires_grad]
+            if any(isinstance(parameter, DTensor) for parameter in frozen):
+                expected = "whole parameters on every process to train an adapter on real clips"
+                raise InputError(expected, "sharded ones (FSDP)", "use DDP, or --lora-rank 0")
+        self._switch(adapted)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        for layer in self.layers.values():
+            layer.enable_adapters(on)
+
+    def base_state(self) -> dict[str, Tensor]:
+        """The UNet's own parameters under its own names, as if there were no adapter."""
+        state = self.unet.state_dict()
+        return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as diffusers does: ``pytorch_lora_weights.safetensors``, keys ``unet.<layer>.lora_A.weight``."""
+        tensors = {}
+        for name, layer in self.layers.items():
+            for half in ("lora_A", "lora_B"):
+                tensors[f"unet.{name}.{half}.weight"] = getattr(layer, half)[NAME].weight.detach().cpu().contiguous()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        """Go on from the adapter in ``folder``, if there is one that `save` wrote. InputError when it does not fit."""
+        path = folder / WEIGHTS_NAME
+        if not path.exists():
+            return
+        advice = "use another --out, or the --lora-rank that it was trained with"
+        try:
+            tensors = load_file(path)
+            with torch.no_grad():
+                for name, layer in self.layers.items():
+                    for half in ("lora_A", "lora_B"):
+                        weight = getattr(layer, half)[NAME].weight
+                        found = tensors.pop(f"unet.{name}.{half}.weight")
+                        if found.shape != weight.shape:
+                            raise ValueError(f"{name} of shape {tuple(found.shape)}, not {tuple(weight.shape)}")
+                        weight.copy_(found)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise InputError(f"an adapter of this network in {path}", str(error), advice) from error
+        if tensors:
+            raise InputError(f"an adapter of this network in {path}", f"one of {next(iter(tensors))}", advice)
+
+
+def attention_layers(unet: nn.Module) -> list[str]:
+    """Names of the linear layers of all attention: queries, keys, values, outputs."""
+    found = []
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention):
+            found += [f"{name}.{inner}" for inner, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return found
+
+
+def base_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not an adapter's, under the names that they had without one."""
+    named = unet.named_parameters()
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
