@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from diffusion_renderer.pipelines.noise import frame_noise
-from diffusion_renderer.pipelines.windows import blend_weights, denoise_windows, plan_windows
+from diffusion_renderer.pipelines.windows import WindowDenoiser, blend_weights, plan_windows, sample_windows
+
+
+def blended(denoise: WindowDenoiser, windows: list[slice], overlap: int, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """What the windows' estimates at one noise level are blended to."""
+    parts = sample_windows(lambda ask, x: ask(x, torch.tensor(sigma)), denoise, lambda part: x[part], windows, overlap)
+    return torch.cat([part.latents for part in parts])
+
 
 CASES = [(1, 4, 1), (4, 4, 1), (5, 4, 1), (10, 4, 2), (11, 4, 2), (23, 8, 2), (9, 1, 0), (30, 8, 7)]
 
@@ -25,15 +32,15 @@ def test_windows_cover_the_clip(frames: int, window: int, overlap: int) -> None:
 @pytest.mark.parametrize(("frames", "window", "overlap"), CASES)
 def test_what_depends_on_frames_alone_is_blended_to_itself(frames: int, window: int, overlap: int) -> None:
     x = frame_noise(0, "x", frames, (2, 3, 3))
-    clip = denoise_windows(lambda _, part, sigma: part * sigma, plan_windows(frames, window, overlap), overlap)
-    torch.testing.assert_close(clip(x, torch.tensor(0.5)), x * 0.5, rtol=0, atol=1e-6)
+    clip = blended(lambda _, part, sigma: part * sigma, plan_windows(frames, window, overlap), overlap, x, 0.5)
+    torch.testing.assert_close(clip, x * 0.5, rtol=0, atol=1e-6)
 
 
 def test_overlap_is_a_linear_ramp_between_windows() -> None:
     windows = plan_windows(10, 6, 2)
     assert windows == [slice(0, 6), slice(4, 10)]
-    marked = denoise_windows(lambda window, part, _: torch.full_like(part, window.start / 4), windows, 2)
-    found = marked(torch.zeros(10, 1, 1, 1), torch.tensor(1.0))[:, 0, 0, 0]
+    x = torch.zeros(10, 1, 1, 1)
+    found = blended(lambda window, part, _: torch.full_like(part, window.start / 4), windows, 2, x, 1.0)[:, 0, 0, 0]
     torch.testing.assert_close(found, torch.tensor([0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1]))
 
 

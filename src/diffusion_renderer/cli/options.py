@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from diffusion_renderer.cli import values
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.names import check_name
 
 BufferNames = Annotated[
     tuple[Annotated[tuple[str, ...], values.several("NAME ...", str, "--buffers")], ...], values.UseAppendAction
@@ -23,6 +25,18 @@ LoraScale = Annotated[
     float | None, *values.one("S", values.number_at_least("--lora-scale", 0.0, "0 to leave the adapter out"), "the model's own")
 ]
 Text = Annotated[str | None, *values.one("NAME|PATH", str, "--model")]
+#: As in `diffusion`, which is not imported here: the help must not load torch.
+SOLVERS = ("euler", "heun", "dpmpp-2m", "unipc")
+
+
+def _solver(text: str) -> str:
+    try:
+        return check_name("--solver", text, SOLVERS)
+    except InputError as error:
+        raise values.BadOption(error) from None
+
+
+Solver = Annotated[str | None, *values.one("NAME", _solver, "the model's own")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +50,8 @@ class Common:
     renderer also splitsum, ssrt (screen-space ray tracing) and pathtrace."""
     steps: values.Steps = None
     """Denoising steps; more is slower and finer."""
+    solver: Solver = None
+    """How the steps go: euler, heun (two calls of the network per step), dpmpp-2m or unipc."""
     seed: values.Seed = 0
     """Seed of the starting noise; the same seed gives the same result."""
     size: values.Size = None
@@ -46,6 +62,13 @@ class Common:
     """File formats of the results; png without this option, and mp4 too for `forward` and `relight`."""
     device: Annotated[str | None, *values.one("DEVICE", str, "cuda if there is one, else cpu")] = None
     """Where the networks run: cpu, cuda, cuda:1, mps."""
+    memory: Annotated[
+        Literal["auto", "8GB", "12GB", "24GB", "max"],
+        *values.one("auto|8GB|12GB|24GB|max", values.choice("--memory", ("auto", "8GB", "12GB", "24GB", "max")), "auto"),
+    ] = "auto"
+    """Memory of the device that the networks may use; auto takes what is free. When it runs out the job goes on with less."""
+    compile: values.Flag = False
+    """Compile the networks: a wait at the start, then faster."""
     overwrite: values.Flag = False
     """Make results again that are complete already."""
     debug: values.Flag = False

@@ -27,6 +27,7 @@ from diffusion_renderer.editing import (
     play,
     scaled,
 )
+from diffusion_renderer.io.background import BackgroundWriter
 from diffusion_renderer.models import Kind
 
 KINDS: tuple[Kind, Kind] = ("inverse", "forward")
@@ -45,20 +46,34 @@ class Light:
 
 @dataclass(frozen=True)
 class Models:
-    """The renderers of a command, loaded when the first clip needs them and kept for the others."""
+    """The renderers of a command, loaded when the first clip needs them and kept for the others.
+
+    ``running`` says how they run (None: as they are), ``say`` is told when they have to run otherwise.
+    """
 
     inverse_name: str
     forward_name: str
     device: str | None = None
     geometry: Path | None = None
+    running: Common | None = None
+    say: Callable[[str], None] | None = None
 
     @cached_property
     def inverse(self) -> pipelines.InverseRenderer:
-        return pipelines.load_inverse(self.inverse_name, device=self.device)
+        return self._run_as_asked(pipelines.load_inverse(self.inverse_name, device=self.device))
 
     @cached_property
     def forward(self) -> pipelines.ForwardRenderer:
-        return load_forward(self.forward_name, device=self.device, geometry=self.geometry)
+        return self._run_as_asked(load_forward(self.forward_name, device=self.device, geometry=self.geometry))
+
+    def _run_as_asked(self, renderer: Any) -> Any:
+        """With the memory and compilation of the options, which classical renderers do not have."""
+        pipelines.set_threads()
+        if self.running is None:
+            return renderer
+        if self.running.compile:
+            renderer = pipelines.compiled(renderer, self.say)
+        return pipelines.limit_memory(renderer, self.running.memory, self.say)
 
     def check(self, *kinds: Kind) -> None:
         """Find (or download) the models and check their kind, so that a mistake shows before an hour's work, not after it."""
@@ -75,6 +90,11 @@ class Session:
     formats: tuple[str, ...]
     models: Models
     progress: Progress
+
+    @cached_property
+    def renderers(self) -> Models:
+        """The models, run as the options say."""
+        return replace(self.models, running=self.options, say=self.progress.say)
 
     def gbuffer_result(self, name: str, path: Path, buffers: Sequence[str], frames: int | None) -> Result:
         """Where the G-buffers of the clip at ``path`` go, and what decides them."""
@@ -124,7 +144,7 @@ class Session:
         clip = replace(io.open_clip(path, frames=result.made_from["frames"]), name=result.name)
         for shot in shots:
             shot.rotations(len(clip))
-        pieces = self.models.inverse.stream(clip, buffers=buffers, **self._call_options())
+        pieces = self.renderers.inverse.stream(clip, buffers=buffers, **self._call_options())
         first = next(pieces)  # the network is done with the whole clip: from here on files are written
         files = frame_names(result.name, len(clip), buffers, self.formats, "gbuffer")
         if first.mask is not None and "png" in self.formats:
@@ -132,7 +152,7 @@ class Session:
         kept: list[GBuffer] = []
 
         def write() -> None:
-            with io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers) as writer:
+            with BackgroundWriter(io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers)) as writer:
                 for piece in self._counted(chain([first], pieces), len(clip), "writing G-buffers"):
                     writer.write(piece)
                     if keep:
@@ -146,7 +166,7 @@ class Session:
         """Render and write a clip under one light."""
         self.progress.subject = result.name
         options = {**self._call_options(), "guidance": lighting.guidance, "lora_scale": lighting.lora_scale}
-        forward = self.models.forward
+        forward = self.renderers.forward
         environment = scaled(light.environment, self._scale(light.environment, lighting.light_scale, forward))
         camera = shot.cameras(len(gbuffer))
         gbuffer, rotations = play(gbuffer, shot)
@@ -154,7 +174,7 @@ class Session:
         first = next(pieces)
 
         def write() -> None:
-            with io.ClipWriter(self.out, result.name, gbuffer.fps, self.formats) as writer:
+            with BackgroundWriter(io.ClipWriter(self.out, result.name, gbuffer.fps, self.formats)) as writer:
                 for piece in self._counted(chain([first], pieces), len(gbuffer), "writing frames"):
                     writer.write(piece)
             if shot.camera is not None:
@@ -165,7 +185,7 @@ class Session:
         self._report(result.name, "rgb")
 
     def _counted(self, pieces: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-        """The pieces, each reported when it has been used."""
+        """The pieces, each reported when the writer has taken it."""
         done = 0
         for piece in pieces:
             yield piece
@@ -183,6 +203,9 @@ class Session:
             "model": model,
             "weights": pipelines.weights_fingerprint(model),
             "steps": options.steps,
+            "solver": options.solver,
+            # What saves memory may change the pictures; what "auto" chooses does not.
+            "memory": None if options.memory in ("auto", "max") else options.memory,
             "seed": options.seed,
             "size": options.size,
             "formats": list(self.formats),
@@ -190,7 +213,8 @@ class Session:
 
     def _call_options(self) -> dict[str, Any]:
         options = self.options
-        return {"steps": options.steps, "seed": options.seed, "size": options.size, "progress": self.progress}
+        asked = {"steps": options.steps, "solver": options.solver, "seed": options.seed, "size": options.size}
+        return {**asked, "progress": self.progress}
 
     def _report(self, name: str, buffer: str) -> None:
         if FRAME_FORMATS & set(self.formats):

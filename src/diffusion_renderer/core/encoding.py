@@ -14,6 +14,18 @@ from torch import Tensor
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.types import BUFFER_CHANNELS
 
+#: Depth that lies in [0, 1] and begins below this is relative. Not 0: an inverse renderer's nearest pixel is only near 0.
+RELATIVE_START = 0.05
+
+
+def is_relative(depth_range: tuple[float, float] | None) -> bool:
+    """Whether depths of this range (`GBuffer.depth_range`) are an inverse renderer's relative depth, near 0, far 1.
+
+    They lie in [0, 1] and begin at about 0, where no camera could see a surface. Metric depth that does the same, a scene
+    smaller than one unit seen from less than `RELATIVE_START`, is taken for relative by mistake.
+    """
+    return depth_range is not None and 0 <= depth_range[0] < RELATIVE_START and depth_range[1] <= 1
+
 
 def relative_depth(
     depth: Float[Tensor, "frames 1 height width"], depth_range: tuple[float, float] | None = None

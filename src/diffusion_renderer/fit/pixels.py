@@ -9,11 +9,11 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Camera, Clip, GBuffer
 from diffusion_renderer.light import camera_fixed, world_fixed
 from diffusion_renderer.render import surfaces
-from diffusion_renderer.render.surface import is_relative
 
 #: Frames, evenly spaced, that pixels are taken from: neighbours show much the same.
 MAX_FRAMES = 24

@@ -7,6 +7,10 @@ renderer). diffusers would build the temporal context of every pixel, which for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import TemporalBasicTransformerBlock
@@ -15,6 +19,44 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+class Projections:
+    """Keys and values of one context, by attention layer. A sampler's calls that read the same context need them once."""
+
+    def __init__(self) -> None:
+        self._by_layer: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(
+        self, attn: Attention, context: Float[Tensor, "contexts context_tokens context_channels"]
+    ) -> tuple[Float[Tensor, "contexts heads context_tokens _c"], Float[Tensor, "contexts heads context_tokens _c"]]:
+        """Keys and values of a layer; ``context`` is looked at the first time only."""
+        if id(attn) not in self._by_layer:
+            self._by_layer[id(attn)] = _projected(attn, context)
+        return self._by_layer[id(attn)]
+
+
+#: Of the context that the call at hand reads; one for every thread and task.
+_KEPT: ContextVar[Projections | None] = ContextVar("kept projections", default=None)
+
+
+@contextmanager
+def kept_projections(store: Projections | None) -> Iterator[None]:
+    """Within it, cross-attention takes keys and values from ``store``; None computes them anew.
+
+    A store is for one network, one context and inference: whoever calls the network with another context, with gradients or
+    after a change of weights takes another store. Compiled networks do not look at it.
+    """
+    before = _KEPT.set(store)
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
+
+
+def _projected(attn: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+    key, value = (rearrange(to(context), "b t (h c) -> b h t c", h=attn.heads) for to in (attn.to_k, attn.to_v))
+    return key, value
 
 
 class ContextAttnProcessor:
@@ -39,7 +81,8 @@ class ContextAttnProcessor:
             value = attn.to_out[0](attn.to_v(context))
             return value.repeat_interleave(shared, dim=0).expand_as(hidden_states)
         query = rearrange(attn.to_q(hidden_states), "(b s) t (h c) -> b h (s t) c", s=shared, h=attn.heads)
-        key, value = (rearrange(to(context), "b t (h c) -> b h t c", h=attn.heads) for to in (attn.to_k, attn.to_v))
+        kept = None if torch.compiler.is_compiling() or encoder_hidden_states is None else _KEPT.get()
+        key, value = _projected(attn, context) if kept is None else kept.of(attn, context)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return attn.to_out[0](rearrange(mixed, "b h (s t) c -> (b s) t (h c)", s=shared))
 

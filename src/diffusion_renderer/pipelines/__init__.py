@@ -14,6 +14,7 @@ from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.models import Checkpoint, Kind, load_checkpoint
 from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer, Prior
 from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
+from diffusion_renderer.pipelines.memory import MEMORY_NAMES, Say, limit_memory
 from diffusion_renderer.pipelines.names import (
     MODEL_NAMES,
     PUBLISHED,
@@ -24,8 +25,10 @@ from diffusion_renderer.pipelines.names import (
 )
 from diffusion_renderer.pipelines.protocols import ForwardRenderer, ForwardSettings, InverseRenderer, Progress
 from diffusion_renderer.pipelines.settings import RendererSettings, read_settings
+from diffusion_renderer.pipelines.speed import channels_last, compiled, default_dtype, fastest_cpu_dtype, set_threads
 
 __all__ = [
+    "MEMORY_NAMES",
     "MODEL_NAMES",
     "PUBLISHED",
     "DiffusionForwardRenderer",
@@ -36,18 +39,30 @@ __all__ = [
     "Prior",
     "Progress",
     "RendererSettings",
+    "channels_last",
+    "compiled",
+    "default_dtype",
+    "fastest_cpu_dtype",
+    "limit_memory",
     "load_forward",
     "load_inverse",
     "local_folder",
     "locate_model",
     "read_settings",
     "repository",
+    "set_threads",
     "weights_fingerprint",
 ]
 
 
 def load_inverse(
-    name_or_path: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    memory: str | None = None,
+    compile: bool = False,
+    say: Say | None = None,
 ) -> DiffusionInverseRenderer:
     """Load an inverse renderer.
 
@@ -56,10 +71,15 @@ def load_inverse(
     name_or_path : "tiny" (inside the package), "svd" (the published one), a folder, or a Hugging Face repository id.
     device : None takes a GPU where there is one.
     dtype : of the networks; None takes float32 on a CPU and float16 elsewhere.
+    memory : keep within "8GB", "12GB", "24GB" or what is free ("auto"), and go on with less when memory runs out (those, and
+        "max"), see `limit_memory`; None leaves everything in place and lets the error out.
+    compile : see `compiled`.
+    say : is told in one line when memory ran out or compiling failed; None prints it on stderr.
 
     Raises InputError for an unknown name, a checkpoint of another kind, pickled or damaged weights.
     """
-    return DiffusionInverseRenderer(_load(name_or_path, "inverse", device, dtype))
+    renderer = DiffusionInverseRenderer(_load(name_or_path, "inverse", device, dtype))
+    return limit_memory(compiled(renderer, say) if compile else renderer, memory, say)
 
 
 def load_forward(
@@ -68,17 +88,19 @@ def load_forward(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     prior: Prior | None = None,
+    memory: str | None = None,
+    compile: bool = False,
+    say: Say | None = None,
 ) -> DiffusionForwardRenderer:
     """Load a forward renderer; parameters and errors as for `load_inverse` (names also: "svd-objaverse").
 
     ``prior`` makes classical pictures for models that are given some, such as "tiny"; `editing.load_forward` has one.
     """
-    return DiffusionForwardRenderer(_load(name_or_path, "forward", device, dtype), prior)
+    renderer = DiffusionForwardRenderer(_load(name_or_path, "forward", device, dtype), prior)
+    return limit_memory(compiled(renderer, say) if compile else renderer, memory, say)
 
 
 def _load(name_or_path: str | Path, kind: Kind, device: str | torch.device | None, dtype: torch.dtype | None) -> Checkpoint:
     folder = locate_model(name_or_path, kind)
     place = find_device(device)
-    if dtype is None:
-        dtype = torch.float32 if place.type == "cpu" else torch.float16
-    return load_checkpoint(folder, kind, device=place, dtype=dtype)
+    return load_checkpoint(folder, kind, device=place, dtype=dtype or default_dtype(place))

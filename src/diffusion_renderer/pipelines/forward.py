@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
-from diffusion_renderer.core.resize import Fit
+from diffusion_renderer.core.resize import Fit, resize
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import EnvironmentImages, environment_images
 from diffusion_renderer.models import CONCATENATED, Checkpoint, LightInput, LightReader
-from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, checked_latents, ticker
+from diffusion_renderer.models.attention import Projections, kept_projections
+from diffusion_renderer.pipelines.diffusion import (
+    DiffusionRenderer,
+    Tick,
+    WindowNetwork,
+    checked_latents,
+    checked_start,
+    no_tick,
+    ticker,
+)
+from diffusion_renderer.pipelines.held import BoundedStore, HeldFrames, tensor_bytes
 from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.pipelines.protocols import Progress
+from diffusion_renderer.pipelines.resuming import Call, Note, ResumePoint
 
 #: Makes the pictures of a classical renderer under one light: ``prior(name, light)`` is called as
 #: ``(gbuffer, camera, rotations, size, depth_range)`` for some frames at a time and returns ``frames 3 height width`` in sRGB.
 #: `render.Prior` is one; it is handed in, for neither layer knows the other.
 Prior = Callable[[str, EnvironmentMap], Callable[..., Tensor]]
+#: Makes the classical pictures of some of the frames, of a size (width, height); none where the model is given none.
+Pictures = Callable[[GBuffer, slice, tuple[int, int]], list[Tensor]]
+#: What the UNet reads of a moving light is kept for the windows at hand up to these bytes: nine published windows at 512 x 512.
+KEPT_LIGHTS = 2**30
 
 
 class DiffusionForwardRenderer(DiffusionRenderer):
@@ -54,34 +71,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         pictures = () if self.settings.prior is None else (self.settings.prior,)
         checked_latents(conditions, (*self.settings.groups, *pictures, *range(concatenated)), source)
 
-    def __call__(
-        self,
-        gbuffer: GBufferSource,
-        light: EnvironmentMap,
-        *,
-        camera: Camera | None = None,
-        rotations: Float[Tensor, "frames 3 3"] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        lora_scale: float | None = None,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        progress: Progress | None = None,
-    ) -> Clip:
-        """The shot under ``light``, at the G-buffers' size, on the CPU: all of `stream` in memory."""
-        parts = self.stream(
-            gbuffer,
-            light,
-            camera=camera,
-            rotations=rotations,
-            steps=steps,
-            guidance=guidance,
-            lora_scale=lora_scale,
-            seed=seed,
-            size=size,
-            progress=progress,
-        )
-        return Clip.join(parts, len(gbuffer))
+    def __call__(self, gbuffer: GBufferSource, light: EnvironmentMap, **options: Any) -> Clip:
+        """The shot under ``light``, at the G-buffers' size, on the CPU: all of `stream`, with its options, in memory."""
+        return Clip.join(self.stream(gbuffer, light, **options), len(gbuffer))
 
     def stream(
         self,
@@ -96,10 +88,14 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         seed: int = 0,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        solver: str | None = None,
+        resume: ResumePoint | None = None,
+        note: Note | None = None,
     ) -> Iterator[Clip]:
         """The shot under ``light``, a few frames at a time, at the G-buffers' size, on the CPU.
 
-        Only latents are held for the whole clip. The first piece comes when the network is done.
+        Frames come as soon as no window is to see them any more, and the G-buffers are read forwards, no faster than that:
+        once, a second time for the pictures of a model with ``settings.residual``, and depth before all else for its range.
 
         Parameters
         ----------
@@ -107,12 +103,13 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         camera : of the G-buffers, for the field of view of the classical pictures where the model is given some; else not
             looked at.
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``. None is a light fixed to the camera.
-        steps : calls of the network per window (twice with guidance); None for the model's own.
+        steps : of the solver (guidance doubles the network's calls); None for the model's own.
         guidance : classifier-free guidance; 1 or less is off. None for the model's own.
         lora_scale : strength of the checkpoint's LoRA adapter; None for the model's own.
-        seed, size, progress : as for `DiffusionInverseRenderer`.
+        seed, size, progress, solver, resume, note : as for `DiffusionInverseRenderer`.
 
-        Raises InputError for missing buffers, no frames, rotations of another number, a LoRA scale without a LoRA.
+        Raises InputError for missing buffers, no frames, rotations of another number, a LoRA scale without a LoRA, an unknown
+        solver, a point outside the clip.
         """
         steps, frames = self.steps(steps), len(gbuffer)
         gbuffer.require(self.settings.buffers)
@@ -122,27 +119,60 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             rotations = torch.eye(3).expand(frames, 3, 3)
         if len(rotations) != frames:
             raise InputError(f"{frames} rotations, one per frame", str(len(rotations)), "give one for every frame")
-        unet, fit = self._unet_at(lora_scale), self.fit(gbuffer.size, size)
+        point = resume or ResumePoint()
+        checked_start(point.frame, frames)
+        begin, read = self.first_frames(frames, steps, solver, point.frame)
+        call = Call(frames, steps, seed, self.fit(gbuffer.size, size), solver, point, begin, read, note, progress)
         guidance = self.settings.default_guidance if guidance is None else guidance
         pictures = self._pictures(gbuffer, light, camera, rotations)
+        lit = _Lit(self._unet_at(lora_scale), light, rotations, guidance, pictures)
+        return self._pieces(gbuffer, lit, call)
 
-        def pieces() -> Iterator[Clip]:
-            condition = self._encode_gbuffer(gbuffer, fit, pictures, progress)
-            lights = self._encode_light(light, rotations)
-            noise = frame_noise(seed, "forward", frames, (self.codec.channels, *condition.shape[-2:]))
-            latents = self._denoise(unet, condition, lights, noise, steps, guidance, ticker(progress, "rendering"))
-            parts = gbuffer.chunks(self.codec.chunk) if self.settings.residual else repeat(None)
-            for chunk, part in zip(self.chunks(frames), parts, strict=False):
-                if part is None:
-                    images = self._images(latents[chunk], fit)
-                else:
-                    # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
-                    start = condition[chunk, -self.codec.channels :].to(latents)
-                    change = self._images(start + latents[chunk], fit) - self._images(start, fit)
-                    images = pictures(part, chunk, part.size)[0] + change
-                yield Clip(images.clamp(0.0, 1.0), fps=gbuffer.fps, name=gbuffer.name)
+    def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
+        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit.pictures, call), call.read)
+        network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
+        width, height = (side // self.codec.factor for side in call.fit.padded)
+        shape, needed = (self.codec.channels, height, width), 0
 
-        return pieces()
+        def noise(frames: slice) -> Tensor:
+            return frame_noise(call.seed, "forward", frames.stop - frames.start, shape, frames.start)
+
+        tick = ticker(call.progress, "rendering")
+        sampled = self.sample_stream(network, noise, call.frames, call.steps, tick, call.solver, call.begin)
+
+        def latents() -> Iterator[Tensor]:
+            nonlocal needed
+            for part in sampled:
+                needed = part.needed
+                if part.frames.stop > call.begin:
+                    yield part.latents[max(0, call.begin - part.frames.start) :]
+
+        made, sharp = HeldFrames(latents(), call.begin), not is_relative(gbuffer.depth_range())
+        parts = gbuffer[call.begin :].chunks(self.codec.chunk) if self.settings.residual else repeat(None)
+        for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
+            if part is None:
+                images = self._images(made[chunk], call.fit)
+            else:
+                # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
+                start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
+                change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
+                images = self._picture(lit.pictures, part, chunk, call.fit, sharp) + change
+            made.forget(chunk.stop)
+            condition.forget(min(needed, chunk.stop))
+            first = max(0, call.point.frame - chunk.start)
+            yield Clip(images[first:].clamp(0.0, 1.0), fps=gbuffer.fps, name=gbuffer.name)
+            call.used(chunk.stop)
+
+    @staticmethod
+    def _picture(pictures: Pictures, part: GBuffer, frames: slice, fit: Fit, sharp: bool) -> Tensor:
+        """The classical picture at the G-buffers' size: made at that size where it is ``sharp``, else at the working size.
+
+        G-buffers of relative depth come from an inverse renderer, which has estimated them at about the working size. Shading
+        what was only scaled up draws sharp highlights and edges that are nowhere in the shot.
+        """
+        if sharp:
+            return pictures(part, frames, part.size)[0]
+        return resize(pictures(part, frames, fit.inner)[0], part.size)
 
     def _images(self, latents: Float[Tensor, "frames channels _h _w"], fit: Fit) -> Float[Tensor, "frames 3 height width"]:
         """Decoded, at the G-buffers' size, on the CPU."""
@@ -156,7 +186,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         steps: int,
         guidance: float = 1.0,
         lora_scale: float | None = None,
-        tick: Callable[[int, int], None] = lambda done, total: None,
+        tick: Tick = no_tick,
+        solver: str | None = None,
     ) -> Float[Tensor, "frames channels height width"]:
         """Latents (scaled) of the clip, from condition latents, the light's latents and unit noise.
 
@@ -165,43 +196,47 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         condition : latents of the image groups in the order of ``settings.groups``, concatenated, as `encode` gives them.
         light : latents of the environment images as `encode_light_images` gives them; one frame stands for all.
         """
-        return self._denoise(self._unet_at(lora_scale), condition, light, noise, steps, guidance, tick)
+        unet, held, moving = self._unet_at(lora_scale), HeldFrames(iter([condition])), len(light) > 1
+        lights = HeldFrames(iter([light])) if moving else light
+        network = self._network(unet, held, lights, guidance, keep=steps > 1)
+        return self.sample(network, noise, steps, tick, solver)
 
     def encode_light_images(self, images: EnvironmentImages) -> Float[Tensor, "frames channels _h _w"]:
         """Latents of the three environment images, scaled, concatenated in the published order: ldr, log, direction."""
-        return torch.cat([self.codec.encode(part) for part in (images.ldr, images.log, images.direction)], dim=1)
+        return torch.cat([self.encode_once(part, scaled=True) for part in (images.ldr, images.log, images.direction)], dim=1)
 
-    @torch.no_grad()
-    def _denoise(
-        self,
-        unet: torch.nn.Module,
-        condition: Tensor,
-        light: Tensor,
-        noise: Tensor,
-        steps: int,
-        guidance: float,
-        tick: Callable[[int, int], None],
-    ) -> Tensor:
-        """Unconditional branch: zeroed condition latents, zeroed environment features or light latents."""
-        condition, light = (tensor.to(self.unet.device, self.unet.dtype) for tensor in (condition, light))
+    def _network(
+        self, unet: torch.nn.Module, condition: HeldFrames, light: HeldFrames | Tensor, guidance: float, keep: bool
+    ) -> WindowNetwork:
+        """v of a window. A light at rest is a tensor of one frame; ``keep`` keeps what several calls read of the light.
 
-        # One entry: a clip of one window, or under a light at rest, reads its light once for all steps.
-        @lru_cache(maxsize=1)
-        def seen(start: int, stop: int) -> LightInput:
-            return self.light_reader(light[None, start:stop], condition.shape[-2:])
+        Unconditional branch: zeroed condition latents, zeroed environment features or light latents, of one cell each.
+        """
+        known: BoundedStore[_Seen] = BoundedStore(KEPT_LIGHTS if keep or isinstance(light, Tensor) else 0, _Seen.bytes)
+
+        def seen(window: slice, size: tuple[int, int]) -> _Seen:
+            still = isinstance(light, Tensor)
+            latents = (light if isinstance(light, Tensor) else light[window]).to(self.unet.device, self.unet.dtype)
+            given = self.light_reader(latents[None], size)
+            # Keys and values are as large as the features in every layer: of a moving light they are not kept.
+            return _Seen(given, given.dropped() if guidance > 1 else None, Projections() if keep and still else None)
 
         def network(window: slice, x: Tensor, c_noise: Tensor) -> Tensor:
+            part = condition[window].to(self.unet.device, self.unet.dtype)
+            size = (part.shape[-2], part.shape[-1])
+            lights = known.get(0 if isinstance(light, Tensor) else window.start, lambda: seen(window, size))
+
             def v(part: Tensor, given: LightInput) -> Tensor:
                 return self.predict(unet, given.beside(x[None], part[None])[0], c_noise, given.features)
 
-            part, given = condition[window], seen(0, 1) if len(light) == 1 else seen(window.start, window.stop)
-            lit = v(part, given)
-            if guidance <= 1:
+            with kept_projections(lights.projections):
+                lit = v(part, lights.given)
+            if lights.dropped is None:
                 return lit
-            free = v(torch.zeros_like(part), given.dropped())
+            free = v(torch.zeros_like(part), lights.dropped)
             return free + guidance * (lit - free)
 
-        return self.sample(network, noise, steps, tick)
+        return network
 
     def _unet_at(self, lora_scale: float | None) -> torch.nn.Module:
         scale = self.settings.default_lora_scale if lora_scale is None else float(lora_scale)
@@ -213,10 +248,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             )
         return self.unet
 
-    def _pictures(
-        self, gbuffer: GBufferSource, light: EnvironmentMap, camera: Camera | None, rotations: Tensor
-    ) -> Callable[[GBuffer, slice, tuple[int, int]], list[Tensor]]:
-        """Makes the classical pictures of some of the frames, of a size (width, height); none where the model is given none."""
+    def _pictures(self, gbuffer: GBufferSource, light: EnvironmentMap, camera: Camera | None, rotations: Tensor) -> Pictures:
+        """The classical pictures of the clip under the light."""
         if self.settings.prior is None or self._prior is None:
             return lambda part, frames, size: []
         shade, depth_range = self._prior(self.settings.prior, light), gbuffer.depth_range()
@@ -227,31 +260,54 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         return pictures
 
     def _encode_gbuffer(
-        self,
-        gbuffer: GBufferSource,
-        fit: Fit,
-        pictures: Callable[[GBuffer, slice, tuple[int, int]], list[Tensor]],
-        progress: Progress | None,
-    ) -> Float[Tensor, "frames channels _h _w"]:
-        """Latents of all groups and pictures, concatenated. Depth is relative to the whole clip's range."""
-        tick, parts, done, depth_range = ticker(progress, "encoding"), [], 0, gbuffer.depth_range()
-        padded = Fit(fit.inner, fit.inner, fit.padded)
-        for chunk in gbuffer.chunks(self.codec.chunk):
-            images = [fit.apply(pack_image(chunk, group, depth_range)) for group in self.settings.groups]
-            images += map(padded.apply, pictures(chunk, slice(done, done + len(chunk)), fit.inner))
-            parts.append(torch.cat([self.encode(image) for image in images], dim=1))
-            done += len(chunk)
-            tick(done, len(gbuffer))
-        return torch.cat(parts)
+        self, gbuffer: GBufferSource, pictures: Pictures, call: Call
+    ) -> Iterator[Float[Tensor, "frames channels _h _w"]]:
+        """Latents of all groups and pictures, concatenated, a piece at a time, from frame ``call.read`` on.
 
-    def _encode_light(
-        self, light: EnvironmentMap, rotations: Float[Tensor, "frames 3 3"]
-    ) -> Float[Tensor, "_frames channels _h _w"]:
-        """Latents of the light in every frame; a single frame where it does not turn."""
-        if bool((rotations == rotations[:1]).all()):
-            rotations = rotations[:1]
-        parts = []
-        for chunk in self.chunks(len(rotations)):
-            images = environment_images(light, rotations[chunk], self.settings.env_size, antialias=self.settings.env_antialias)
-            parts.append(self.encode_light_images(images))
-        return torch.cat(parts)
+        Depth is relative to the whole clip's range.
+        """
+        tick, done, depth_range = ticker(call.progress, "encoding"), call.read, gbuffer.depth_range()
+        padded = Fit(call.fit.inner, call.fit.inner, call.fit.padded)
+        for chunk in gbuffer[call.read :].chunks(self.codec.chunk):
+            images = [call.fit.apply(pack_image(chunk, group, depth_range)) for group in self.settings.groups]
+            images += map(padded.apply, pictures(chunk, slice(done, done + len(chunk)), call.fit.inner))
+            latents = torch.cat([self.encode(image) for image in images], dim=1)
+            done += len(chunk)
+            tick(done, call.frames)
+            yield latents
+
+    def _encode_light(self, lit: _Lit, call: Call) -> HeldFrames | Float[Tensor, "1 channels _h _w"]:
+        """Latents of the light: of one frame where it does not turn, else a piece at a time."""
+
+        def latents(rotations: Tensor) -> Tensor:
+            settings = self.settings
+            images = environment_images(lit.light, rotations, settings.env_size, antialias=settings.env_antialias)
+            return self.encode_light_images(images)
+
+        if bool((lit.rotations == lit.rotations[:1]).all()):
+            return latents(lit.rotations[:1])
+        return HeldFrames((latents(lit.rotations[chunk]) for chunk in self.chunks(call.frames, call.read)), call.read)
+
+
+@dataclass(frozen=True)
+class _Lit:
+    """The light of one call and how strongly the networks are to follow it."""
+
+    unet: torch.nn.Module
+    light: EnvironmentMap
+    rotations: Float[Tensor, "frames 3 3"]
+    guidance: float
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the UNet reads of the light in a window, without it where guidance asks, and keys and values where they are kept."""
+
+    given: LightInput
+    dropped: LightInput | None
+    projections: Projections | None
+
+    def bytes(self) -> int:
+        """Of main or device memory; keys and values of a light at rest are few, and come later."""
+        return tensor_bytes(self.given.latents) + sum(map(tensor_bytes, self.given.features))

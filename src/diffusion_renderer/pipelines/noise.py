@@ -9,14 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def frame_noise(seed: int, purpose: str, frames: int, shape: tuple[int, int, int]) -> Float[Tensor, "{frames} _c _h _w"]:
+def frame_noise(
+    seed: int, purpose: str, frames: int, shape: tuple[int, int, int], first: int = 0
+) -> Float[Tensor, "{frames} _c _h _w"]:
     """Unit normal noise, on the CPU. A frame's noise is the same in clips of any length, and other for another ``purpose``.
 
-    It does depend on the latents' ``shape`` (channels, height, width): another working size is other noise.
+    ``first`` is the number of the first of the ``frames``. The noise does depend on the latents' ``shape`` (channels, height,
+    width): another working size is other noise.
     """
     noise = torch.empty(frames, *shape)
-    for frame in range(frames):
-        digest = hashlib.blake2b(f"{seed}/{purpose}/{frame}".encode(), digest_size=8).digest()
+    for row in range(frames):
+        digest = hashlib.blake2b(f"{seed}/{purpose}/{first + row}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-        noise[frame] = torch.randn(shape, generator=generator)
+        noise[row] = torch.randn(shape, generator=generator)
     return noise

@@ -31,6 +31,7 @@ class InverseRenderer(Protocol):
         seed: int = 0,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        solver: str | None = None,
     ) -> GBuffer:
         """The G-buffers of a clip, at its size."""
         ...
@@ -70,6 +71,7 @@ class ForwardRenderer(Protocol):
         seed: int = 0,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        solver: str | None = None,
     ) -> Clip:
         """The shot that the G-buffers show under the light, at their size."""
         ...

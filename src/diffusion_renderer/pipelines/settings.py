@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.packing import UNPACKED, embedding_index
 from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS
+from diffusion_renderer.diffusion import SOLVERS
 from diffusion_renderer.models import CONCATENATED, Kind, LightCondition
 
 
@@ -32,6 +34,7 @@ class RendererSettings:
         ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
         come from clips that are neither trained nor scored on.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
+    solver : of a call that does not say; one of `diffusion.SOLVERS`.
     working_area : clips are scaled to about this many pixels; None keeps their own size.
     window : frames per window; None takes ``num_frames`` of the UNet.
     overlap : frames that neighbouring windows share; None takes a quarter of the window.
@@ -54,6 +57,7 @@ class RendererSettings:
     default_steps: int = 20
     default_guidance: float = 1.0
     default_lora_scale: float = 0.0
+    solver: str = "euler"
     working_area: int | None = 512 * 512
     window: int | None = None
     overlap: int | None = None
@@ -97,6 +101,7 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
     known = {item.name: values[item.name] for item in fields(settings) if item.name in values}
     if known.get("kind", kind) != kind:
         raise InputError(f"settings of kind {kind} in {source}", str(known["kind"]), "give the folder of the other renderer")
+    check_name(f"solver in {source}", str(known.get("solver", "euler")), SOLVERS)
     try:
         if "groups" in known:
             known["groups"] = tuple(tuple(group) for group in known["groups"])

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, Clip, EnvironmentMap
 from diffusion_renderer.render.geometry import Geometry, PrincipledMaterial, TriangleMesh
 from diffusion_renderer.render.settings import ClassicalRenderer, Progress
-from diffusion_renderer.render.surface import Surface, is_relative, surfaces
+from diffusion_renderer.render.surface import Surface, surfaces
 
 __all__ = ["Geometry", "PathTracer", "PrincipledMaterial", "TriangleMesh"]
 
@@ -88,6 +89,7 @@ class PathTracer(ClassicalRenderer):
         seed: int = 0,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        solver: str | None = None,
     ) -> Iterator[Clip]:
         """The geometry under ``light``, frame by frame. Every frame depends on the seed and its number only.
 
@@ -97,7 +99,7 @@ class PathTracer(ClassicalRenderer):
         camera : poses and fields of view, one per frame; required.
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``. None is a light fixed to the camera.
         seed : of the paths; not negative.
-        steps, guidance, lora_scale, size : nothing here; every forward renderer takes them.
+        steps, solver, guidance, lora_scale, size : nothing here; every forward renderer takes them.
         progress : called with (frames done, frames, "rendering").
 
         Raises InputError for no frames, no camera, a camera or rotations of another number of frames, values that are not

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
@@ -15,7 +16,7 @@ from diffusion_renderer.core.resize import resize
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, EnvironmentMap, GBuffer
 from diffusion_renderer.light import sample_panorama
 from diffusion_renderer.render.splitsum import SplitSum
-from diffusion_renderer.render.surface import is_relative, metric_depth, surfaces
+from diffusion_renderer.render.surface import metric_depth, surfaces
 
 #: The classical renderers whose picture can be given.
 PRIORS = ("splitsum",)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.devices import find_device
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
@@ -24,7 +25,7 @@ from diffusion_renderer.render.lights import split_lights
 from diffusion_renderer.render.lobes import lobe_table, mirrored
 from diffusion_renderer.render.prefilter import PanoramaStack, glossy_stack, level_of
 from diffusion_renderer.render.settings import ClassicalRenderer, Progress
-from diffusion_renderer.render.surface import Surface, is_relative, surfaces
+from diffusion_renderer.render.surface import Surface, surfaces
 
 #: Pixels shaded at once: about 100 MB of temporaries.
 CHUNK = 2**18

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_renderer.core.color import LUMINANCE, srgb_oetf
 from diffusion_renderer.core.devices import find_device
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap
@@ -26,7 +27,7 @@ from diffusion_renderer.render.sampling import (
 )
 from diffusion_renderer.render.screen import Screen, march
 from diffusion_renderer.render.settings import ClassicalRenderer, Progress
-from diffusion_renderer.render.surface import Surface, is_relative, surfaces
+from diffusion_renderer.render.surface import Surface, surfaces
 
 #: Temporaries of one ray, bytes; about 200 measured on a CPU.
 BYTES_PER_RAY = 400
@@ -103,8 +104,9 @@ class ScreenSpaceRayTracer(ClassicalRenderer):
         seed: int = 0,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        solver: str | None = None,
     ) -> Iterator[Clip]:
-        """The shot frame by frame. ``steps``, ``guidance``, ``lora_scale`` and ``size`` mean nothing here.
+        """The shot frame by frame. ``steps``, ``solver``, ``guidance``, ``lora_scale`` and ``size`` mean nothing here.
 
         Parameters
         ----------

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
 
@@ -18,8 +19,6 @@ DEFAULT_FOV = 50.0
 ASSUMED_NEAR, ASSUMED_FAR = 1.0, 3.0
 #: Relative depth from here on is background where no mask says.
 RELATIVE_BACKGROUND = 1 - 1e-3
-#: Depth that lies in [0, 1] and begins below this is relative. Not 0: an inverse renderer's nearest pixel is only near 0.
-RELATIVE_START = 0.05
 #: No normal leans further away from the viewer than this cosine.
 MIN_COSINE = 1e-3
 
@@ -93,15 +92,6 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
         depth=torch.where(seen, depth, torch.inf),
         focal=focal,
     )
-
-
-def is_relative(depth_range: tuple[float, float] | None) -> bool:
-    """Whether depths of this range (`GBuffer.depth_range`) are an inverse renderer's relative depth, near 0, far 1.
-
-    They lie in [0, 1] and begin at about 0, where no camera could see a surface. Metric depth that does the same, a scene
-    smaller than one unit seen from less than `RELATIVE_START`, is taken for relative by mistake.
-    """
-    return depth_range is not None and 0 <= depth_range[0] < RELATIVE_START and depth_range[1] <= 1
 
 
 def pixel_rays(height: int, width: int, focal: Float[Tensor, " frames"]) -> Float[Tensor, "frames {height} {width} 3"]:

@@ -1,0 +1,311 @@
+"""Running in less memory: what each way of saving needs, which one fits, and the next one when memory runs out all the same."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from threading import RLock
+from typing import Any, Literal, TypeVar
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.types import Clip, GBuffer
+from diffusion_renderer.pipelines.diffusion import DiffusionRenderer
+from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer
+from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
+from diffusion_renderer.pipelines.offload import Offload
+
+#: What ``--memory`` takes beside "auto" and "max", in bytes.
+BUDGETS = {"8GB": 8 * 10**9, "12GB": 12 * 10**9, "24GB": 24 * 10**9}
+MEMORY_NAMES = ("auto", *BUDGETS, "max")
+#: Parts that sliced layers compute one after the other.
+SLICES = 4
+#: Share of what is free that "auto" plans with; the rest is for libraries' workspaces and fragments.
+USABLE = 0.85
+#: Live values at the peak, per pixel, frame and channel of the finest level, of the UNet (whole and sliced), the VAE's encoder
+#: and its decoder. Counted at the published sizes (24 frames of 64 x 64 latents, 8 frames of 512 x 512 pixels) on the meta
+#: device, every allocation noted and every release: 26, 15, 5.0 and 8.0. Attention is taken to be fused.
+UNET_VALUES, SLICED_VALUES, ENCODER_VALUES, DECODER_VALUES = 26, 15, 5, 8
+
+Say = Callable[[str], None]
+Renderer = TypeVar("Renderer")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One way of running.
+
+    Attributes
+    ----------
+    offload : see `Offload`; nothing on a CPU, where the weights are in main memory anyway.
+    chunk : frames that the VAE sees at once, at most; None for the model's own. Encoding is the same whatever it is; the
+        decoder is temporal, so that fewer frames change the result.
+    sliced : feed-forward layers and self-attention of the UNet in `SLICES` parts; the same result.
+    float8 : the UNet's weights stored in 8 bits and widened layer by layer; changes the result. Not done to a checkpoint with
+        a LoRA.
+    """
+
+    name: str
+    offload: Literal["none", "component", "group"] = "none"
+    chunk: int | None = None
+    sliced: bool = False
+    float8: bool = False
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the result is that of the first plan, up to rounding."""
+        return self.chunk is None and not self.float8
+
+
+#: From the fastest to the one that needs least.
+PLANS = (
+    MemoryPlan("everything in place"),
+    MemoryPlan("one network at a time", "component", sliced=True),
+    MemoryPlan("one network at a time, 4 frames decoded at once", "component", chunk=4, sliced=True),
+    MemoryPlan("one block at a time in float8, 1 frame decoded at once", "group", chunk=1, sliced=True, float8=True),
+)
+
+
+class SlicedFeedForward(FeedForward):
+    """diffusers' feed-forward layer, computed for some of the batch at a time: its wide middle is the UNet's peak."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.cat([super(SlicedFeedForward, self).forward(part) for part in hidden_states.chunk(SLICES)])
+
+
+class SlicedAttention:
+    """An attention processor that computes self-attention for some of the batch at a time."""
+
+    def __init__(self, whole: Any) -> None:
+        self.whole = whole
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if encoder_hidden_states is not None:
+            return self.whole(attn, hidden_states, encoder_hidden_states, **rest)
+        return torch.cat([self.whole(attn, part, None, **rest) for part in hidden_states.chunk(SLICES)])
+
+
+class MemoryManager:
+    """Which plan a renderer's networks run with. Plans only go down, towards less memory: they change the networks."""
+
+    def __init__(self, renderer: DiffusionRenderer, budget: int | None, say: Say, lossless: bool = False) -> None:
+        lora = renderer.checkpoint.lora
+        self._trees = [renderer.unet] if lora is None else [renderer.unet, lora._adapted]
+        self._renderer, self._budget, self._say = renderer, budget, say
+        self._lowest = max(level for level, plan in enumerate(PLANS) if plan.lossless) if lossless else len(PLANS) - 1
+        self.device, self.level, self.lock = renderer.unet.device, 0, RLock()
+        networks = [self._trees, [renderer.checkpoint.vae]]
+        if renderer.checkpoint.env_encoder is not None:
+            networks.append([renderer.checkpoint.env_encoder])
+        self.offload = Offload(networks, self.device)
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The plan at hand."""
+        return PLANS[self.level]
+
+    def prepare(self, pixels: int) -> None:
+        """Go down to the first plan whose need for images of so many pixels is within the budget; to the lowest if none is."""
+        if self._budget is None:
+            return
+        needs = [needed_bytes(self._renderer, plan, pixels) for plan in PLANS]
+        fitting = (level for level, need in enumerate(needs) if need <= self._budget)
+        self._go(max(self.level, min(next(fitting, len(PLANS) - 1), self._lowest)))
+
+    def step_down(self) -> bool:
+        """Take the next plan after memory ran out, and say so; False when there is none."""
+        if self.level + 1 == len(PLANS):
+            return False
+        self._go(self.level + 1)
+        self._say(f"out of memory: going on with {self.plan.name} (give --memory to start that way)")
+        return True
+
+    def _go(self, level: int) -> None:
+        if level == self.level:
+            return
+        self.level = level
+        self.offload.set_mode("none")
+        if self.plan.sliced:
+            for tree in self._trees:
+                slice_layers(tree)
+        if self.plan.float8 and len(self._trees) == 1:
+            self._renderer.unet.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=self._renderer.unet.dtype)
+        if self.device.type != "cpu":
+            self.offload.set_mode(self.plan.offload)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class Managed(DiffusionRenderer):
+    """A diffusion renderer whose `stream` keeps within a memory budget; made by `limit_memory`.
+
+    When memory runs out in the middle the pieces that came already are kept and the rest is made with the next plan. Calls of
+    several threads take turns, piece by piece. Of the methods for one stage, `encode`, `decode` and `denoise`, none falls back.
+    """
+
+    memory: MemoryManager
+
+    def stream(self, source: Any, *args: Any, **options: Any) -> Iterator[Any]:
+        """As the plain renderer's."""
+        inner = self.fit(source.size, options.get("size")).padded if min(source.size) > 0 else (0, 0)
+        with self.memory.lock:
+            self.memory.prepare(inner[0] * inner[1])
+
+        def start() -> Iterator[Any]:
+            view = copy.copy(self)
+            # Of its own: another call that runs out of memory must not change how many frames this one decodes at once.
+            view.codec = replace(self.codec, chunk=min(self.codec.chunk, self.memory.plan.chunk or self.codec.chunk))
+            return super(Managed, view).stream(source, *args, **options)
+
+        return resumed(start, start(), self.memory)
+
+
+class ManagedInverseRenderer(Managed, DiffusionInverseRenderer):
+    """`DiffusionInverseRenderer` within a memory budget."""
+
+
+class ManagedForwardRenderer(Managed, DiffusionForwardRenderer):
+    """`DiffusionForwardRenderer` within a memory budget."""
+
+
+def limit_memory(renderer: Renderer, memory: str | None, say: Say | None = None) -> Renderer:
+    """The renderer, keeping within ``memory``; one that is no diffusion renderer is returned as it is.
+
+    Parameters
+    ----------
+    memory : one of `MEMORY_NAMES`: "auto" measures what is free and takes a plan that does not change the result; "max" saves
+        nothing until memory runs out; None returns the renderer as it is, without the fallback. When memory runs out all the
+        same, any plan may follow.
+    say : is told in one line when memory ran out; the default prints it on stderr.
+
+    The networks are changed and must not be used through other renderers. Raises InputError for another word.
+    """
+    if memory is None:
+        return renderer
+    if memory not in MEMORY_NAMES:
+        raise InputError(f"a memory limit, one of {', '.join(MEMORY_NAMES)}", repr(memory), "for example --memory 8GB")
+    kinds = {DiffusionInverseRenderer: ManagedInverseRenderer, DiffusionForwardRenderer: ManagedForwardRenderer}
+    if type(renderer) not in kinds:
+        return renderer
+    device = renderer.unet.device
+    budget = None if memory == "max" else BUDGETS.get(memory) or int(USABLE * available_bytes(device)) + weight_bytes(renderer)
+    managed = copy.copy(renderer)
+    managed.__class__ = kinds[type(renderer)]
+    managed.memory = MemoryManager(managed, budget, say or partial(print, file=sys.stderr, flush=True), memory == "auto")
+    return managed
+
+
+def resumed(start: Callable[[], Iterator[Any]], pieces: Iterator[Any], memory: MemoryManager) -> Iterator[Any]:
+    """The pieces of a stream; when memory runs out it is started again with the next plan and what came already is left out."""
+    done, position = 0, 0
+    try:
+        while True:
+            piece, failure = None, None
+            try:
+                with memory.lock:
+                    piece = next(pieces, None)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error.with_traceback(None)  # its frames hold the tensors that there was no room beside
+            if failure is not None:
+                pieces, position = iter(()), 0
+                with memory.lock:
+                    if not memory.step_down():
+                        raise failure
+                pieces = start()
+            elif piece is None:
+                return
+            else:
+                position += len(piece)
+                if position > done:
+                    new = last_frames(piece, position - done)
+                    done = position
+                    yield new
+    finally:
+        with memory.lock:
+            memory.offload.park()
+
+
+def last_frames(piece: Clip | GBuffer, frames: int) -> Clip | GBuffer:
+    """The last ``frames`` frames of a piece."""
+    if frames >= len(piece):
+        return piece
+    return replace(piece, frames=piece.frames[-frames:]) if isinstance(piece, Clip) else piece[len(piece) - frames :]
+
+
+def slice_layers(network: nn.Module) -> None:
+    """Make a UNet's feed-forward layers and self-attention work in `SLICES` parts; not twice."""
+    for module in network.modules():
+        if type(module) is FeedForward:
+            # The class and not `forward` of the object: views of the network are copies, and theirs must use their own layers.
+            module.__class__ = SlicedFeedForward
+        elif isinstance(module, Attention) and not isinstance(module.processor, SlicedAttention):
+            module.processor = SlicedAttention(module.processor)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in main memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in ("out of memory", "can't allocate memory"))
+
+
+def needed_bytes(renderer: DiffusionRenderer, plan: MemoryPlan, pixels: int) -> int:
+    """Estimate of the peak on the device, for images of so many pixels: weights that lie there, and the largest stage's values.
+
+    Weights and layer widths are read from the modules. The G-buffers and latents of the clip are small beside these.
+    """
+    unet, vae, device = renderer.unet, renderer.checkpoint.vae, renderer.unet.device
+    chunk = min(renderer.codec.chunk, plan.chunk or renderer.codec.chunk)
+    values = SLICED_VALUES if plan.sliced else UNET_VALUES
+    size = torch.finfo(unet.dtype).bits // 8
+    denoising = values * size * unet.config.block_out_channels[0] * renderer.window * pixels // renderer.codec.factor**2
+    # A patch encoder's VAE has as wide a decoder; the decoder is the larger in any case.
+    coding = vae.config.block_out_channels[0] * chunk * pixels * (torch.finfo(vae.dtype).bits // 8)
+    decoding = DECODER_VALUES * coding
+    networks = [module_bytes(unet), module_bytes(vae), module_bytes(renderer.checkpoint.env_encoder)]
+    shrink = 2 if plan.float8 and size > 1 else 1
+    if plan.offload == "none" or device.type == "cpu":
+        return sum(networks) + max(denoising, decoding)
+    if plan.offload == "component":
+        return max(networks[0] // shrink + denoising, networks[1] + decoding, networks[2])
+    blocks = [module_bytes(part) for part in (*unet.down_blocks, *unet.up_blocks, unet.mid_block)]
+    return max(max(blocks) // shrink + denoising, networks[1] + decoding, networks[2])
+
+
+def module_bytes(module: nn.Module | None) -> int:
+    """Bytes of a module's parameters; 0 for none."""
+    return 0 if module is None else sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def weight_bytes(renderer: DiffusionRenderer) -> int:
+    """Bytes of all networks of a renderer."""
+    checkpoint = renderer.checkpoint
+    return sum(map(module_bytes, (checkpoint.unet, checkpoint.vae, checkpoint.env_encoder)))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had on a device: a GPU's, or main memory that the system can hand out without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        # No such file outside Linux: half of what is built in.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
