@@ -16,3 +16,9 @@ def find_device(name: str | torch.device | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("a CUDA device", "none on this machine", "leave the device out to use the CPU")
     return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` is a CPU with instructions for bfloat16; others emulate it, several times slower than float32."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, check, lambda: False)() for check in checks)

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusion_renderer.core.devices import has_fast_bfloat16
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.resize import Fit, fit_size
 from diffusion_renderer.diffusion import NoiseSchedule, VPrediction, find_solver, network_calls
@@ -46,7 +47,7 @@ class DiffusionRenderer:
         self.checkpoint = checkpoint
         self.unet = checkpoint.unet
         self.settings = read_settings(checkpoint.kind, checkpoint.settings, str(checkpoint.folder / "renderer.json"))
-        self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk)
+        self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk, self._decodes_half())
         spacing = self.settings.timestep_spacing
         if checkpoint.scheduler:
             self.schedule = NoiseSchedule.from_config(checkpoint.scheduler, spacing)
@@ -58,6 +59,10 @@ class DiffusionRenderer:
         self.overlap = min(overlap, self.window - 1)
         self._parameterisation = VPrediction()
         self.kept_latents: BoundedStore[Tensor] = BoundedStore(KEPT_LATENTS, tensor_bytes)
+
+    def _decodes_half(self) -> bool:
+        vae = self.checkpoint.vae
+        return self.settings.decode_half and vae.dtype == torch.float32 and has_fast_bfloat16(vae.device)
 
     def fit(self, source: tuple[int, int], size: tuple[int, int] | None = None) -> Fit:
         """How images of ``source`` (width, height) go to the networks; ``size`` overrides the model's working area."""

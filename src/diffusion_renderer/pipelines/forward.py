@@ -94,8 +94,10 @@ class DiffusionForwardRenderer(DiffusionRenderer):
     ) -> Iterator[Clip]:
         """The shot under ``light``, a few frames at a time, at the G-buffers' size, on the CPU.
 
-        Frames come as soon as no window is to see them any more, and the G-buffers are read forwards, no faster than that:
-        once, a second time for the pictures of a model with ``settings.residual``, and depth before all else for its range.
+        Frames come as soon as no window is to see them any more, and the G-buffers are read forwards, no faster than that, and
+        depth before all else for its range. A model with ``settings.residual`` reads them twice where its picture is made at
+        their size. Where depth is relative it is made at the network's size: an inverse renderer has estimated such buffers
+        at about that, and shading what was only scaled up draws edges that are nowhere in the shot.
 
         Parameters
         ----------
@@ -124,12 +126,16 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         begin, read = self.first_frames(frames, steps, solver, point.frame)
         call = Call(frames, steps, seed, self.fit(gbuffer.size, size), solver, point, begin, read, note, progress)
         guidance = self.settings.default_guidance if guidance is None else guidance
-        pictures = self._pictures(gbuffer, light, camera, rotations)
-        lit = _Lit(self._unet_at(lora_scale), light, rotations, guidance, pictures)
+        depth_range = gbuffer.depth_range()
+        pictures = self._pictures(light, camera, rotations, depth_range)
+        lit = _Lit(self._unet_at(lora_scale), light, rotations, guidance, depth_range, pictures)
         return self._pieces(gbuffer, lit, call)
 
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
-        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit.pictures, call), call.read)
+        # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
+        shown: dict[int, Tensor] = {}
+        enlarged = gbuffer.size == call.fit.inner or is_relative(lit.depth_range)
+        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if enlarged else None), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
         width, height = (side // self.codec.factor for side in call.fit.padded)
         shape, needed = (self.codec.channels, height, width), 0
@@ -147,32 +153,28 @@ class DiffusionForwardRenderer(DiffusionRenderer):
                 if part.frames.stop > call.begin:
                     yield part.latents[max(0, call.begin - part.frames.start) :]
 
-        made, sharp = HeldFrames(latents(), call.begin), not is_relative(gbuffer.depth_range())
-        parts = gbuffer[call.begin :].chunks(self.codec.chunk) if self.settings.residual else repeat(None)
+        made = HeldFrames(latents(), call.begin)
+
+        def images(chunk: slice, part: GBuffer | None) -> Tensor:
+            if not self.settings.residual:
+                return self._images(made[chunk], call.fit)
+            # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
+            start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
+            change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
+            if part is not None:
+                return lit.pictures(part, chunk, part.size)[0] + change
+            return resize(torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]), gbuffer.size) + change
+
+        parts = repeat(None) if enlarged or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
-            if part is None:
-                images = self._images(made[chunk], call.fit)
-            else:
-                # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
-                start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
-                change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
-                images = self._picture(lit.pictures, part, chunk, call.fit, sharp) + change
+            frames = images(chunk, part).clamp(0.0, 1.0)
+            for frame in [frame for frame in shown if frame < chunk.stop]:
+                del shown[frame]
             made.forget(chunk.stop)
             condition.forget(min(needed, chunk.stop))
             first = max(0, call.point.frame - chunk.start)
-            yield Clip(images[first:].clamp(0.0, 1.0), fps=gbuffer.fps, name=gbuffer.name)
+            yield Clip(frames[first:], fps=gbuffer.fps, name=gbuffer.name)
             call.used(chunk.stop)
-
-    @staticmethod
-    def _picture(pictures: Pictures, part: GBuffer, frames: slice, fit: Fit, sharp: bool) -> Tensor:
-        """The classical picture at the G-buffers' size: made at that size where it is ``sharp``, else at the working size.
-
-        G-buffers of relative depth come from an inverse renderer, which has estimated them at about the working size. Shading
-        what was only scaled up draws sharp highlights and edges that are nowhere in the shot.
-        """
-        if sharp:
-            return pictures(part, frames, part.size)[0]
-        return resize(pictures(part, frames, fit.inner)[0], part.size)
 
     def _images(self, latents: Float[Tensor, "frames channels _h _w"], fit: Fit) -> Float[Tensor, "frames 3 height width"]:
         """Decoded, at the G-buffers' size, on the CPU."""
@@ -248,11 +250,13 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             )
         return self.unet
 
-    def _pictures(self, gbuffer: GBufferSource, light: EnvironmentMap, camera: Camera | None, rotations: Tensor) -> Pictures:
+    def _pictures(
+        self, light: EnvironmentMap, camera: Camera | None, rotations: Tensor, depth_range: tuple[float, float] | None
+    ) -> Pictures:
         """The classical pictures of the clip under the light."""
         if self.settings.prior is None or self._prior is None:
             return lambda part, frames, size: []
-        shade, depth_range = self._prior(self.settings.prior, light), gbuffer.depth_range()
+        shade = self._prior(self.settings.prior, light)
 
         def pictures(part: GBuffer, frames: slice, size: tuple[int, int]) -> list[Tensor]:
             return [shade(part, None if camera is None else camera[frames], rotations[frames], size, depth_range)]
@@ -260,17 +264,20 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         return pictures
 
     def _encode_gbuffer(
-        self, gbuffer: GBufferSource, pictures: Pictures, call: Call
+        self, gbuffer: GBufferSource, lit: _Lit, call: Call, shown: dict[int, Tensor] | None
     ) -> Iterator[Float[Tensor, "frames channels _h _w"]]:
         """Latents of all groups and pictures, concatenated, a piece at a time, from frame ``call.read`` on.
 
-        Depth is relative to the whole clip's range.
+        Depth is relative to the whole clip's range. Pictures of a model with ``settings.residual`` go to ``shown``, by frame.
         """
-        tick, done, depth_range = ticker(call.progress, "encoding"), call.read, gbuffer.depth_range()
+        tick, done = ticker(call.progress, "encoding"), call.read
         padded = Fit(call.fit.inner, call.fit.inner, call.fit.padded)
         for chunk in gbuffer[call.read :].chunks(self.codec.chunk):
-            images = [call.fit.apply(pack_image(chunk, group, depth_range)) for group in self.settings.groups]
-            images += map(padded.apply, pictures(chunk, slice(done, done + len(chunk)), call.fit.inner))
+            images = [call.fit.apply(pack_image(chunk, group, lit.depth_range)) for group in self.settings.groups]
+            drawn = lit.pictures(chunk, slice(done, done + len(chunk)), call.fit.inner)
+            if shown is not None and self.settings.residual:
+                shown.update(zip(range(done, done + len(chunk)), drawn[0].unbind(), strict=True))
+            images += map(padded.apply, drawn)
             latents = torch.cat([self.encode(image) for image in images], dim=1)
             done += len(chunk)
             tick(done, call.frames)
@@ -297,6 +304,7 @@ class _Lit:
     light: EnvironmentMap
     rotations: Float[Tensor, "frames 3 3"]
     guidance: float
+    depth_range: tuple[float, float] | None
     pictures: Pictures
 
 

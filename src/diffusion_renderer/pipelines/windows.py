@@ -39,7 +39,7 @@ def plan_windows(frames: int, window: int, overlap: int) -> list[slice]:
 def blend_weights(windows: list[slice], overlap: int) -> list[Float[Tensor, " _frames"]]:
     """Weight of each window's frames: 1, falling as a squared sine over ``overlap`` frames towards a neighbour, never 0.
 
-    The outermost frames of a window are its worst: on real clips two windows differed by 0.057 there and by 0.021 inside (latents
+    The outermost frames of a window are its worst: on a real clip two windows differed by 0.057 there and 0.021 inside (latents
     of the `tiny` weights). So they count for little, and the weights of two neighbours add up to 1.
     """
     weights = []
