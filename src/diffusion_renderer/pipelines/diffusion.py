@@ -39,6 +39,7 @@ class DiffusionRenderer:
     Attributes
     ----------
     settings, schedule, codec : how it is run, its noise levels, its pixel-latent contract.
+    half : whether the networks run in bfloat16, see `RendererSettings`.
     multiple : both sides of the images that the networks see are multiples of this.
     kept_latents : latents of images encoded lately; see `KEPT_LATENTS`.
     """
@@ -47,7 +48,8 @@ class DiffusionRenderer:
         self.checkpoint = checkpoint
         self.unet = checkpoint.unet
         self.settings = read_settings(checkpoint.kind, checkpoint.settings, str(checkpoint.folder / "renderer.json"))
-        self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk, self._decodes_half())
+        self.half = self.settings.half and self.unet.dtype == torch.float32 and has_fast_bfloat16(self.unet.device)
+        self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk, self.half)
         spacing = self.settings.timestep_spacing
         if checkpoint.scheduler:
             self.schedule = NoiseSchedule.from_config(checkpoint.scheduler, spacing)
@@ -59,10 +61,6 @@ class DiffusionRenderer:
         self.overlap = min(overlap, self.window - 1)
         self._parameterisation = VPrediction()
         self.kept_latents: BoundedStore[Tensor] = BoundedStore(KEPT_LATENTS, tensor_bytes)
-
-    def _decodes_half(self) -> bool:
-        vae = self.checkpoint.vae
-        return self.settings.decode_half and vae.dtype == torch.float32 and has_fast_bfloat16(vae.device)
 
     def fit(self, source: tuple[int, int], size: tuple[int, int] | None = None) -> Fit:
         """How images of ``source`` (width, height) go to the networks; ``size`` overrides the model's working area."""
@@ -153,7 +151,8 @@ class DiffusionRenderer:
     ) -> Float[Tensor, "batch frames _c h w"]:
         """v of several clips of one length."""
         ids = torch.tensor([self.settings.time_ids] * len(inputs), dtype=inputs.dtype, device=inputs.device)
-        return unet(inputs, c_noise, context, ids, **options)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
+            return unet(inputs, c_noise, context, ids, **options).to(inputs.dtype)
 
     def chunks(self, frames: int, first: int = 0) -> Iterator[slice]:
         """The clip's frames in pieces small enough for image-sized temporaries, from the piece that has ``first`` on."""

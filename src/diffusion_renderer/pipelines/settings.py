@@ -39,8 +39,8 @@ class RendererSettings:
     window : frames per window; None takes ``num_frames`` of the UNet.
     overlap : frames that neighbouring windows share; None takes a quarter of the window.
     decode_chunk : frames encoded and decoded at once; the VAE's decoder sees only those together.
-    decode_half : decode in bfloat16 on a CPU that computes with it (AVX-512 BF16, AMX), where the VAE is in float32; elsewhere
-        nothing changes.
+    half : run the UNet and the decoder in bfloat16 (autocast) on a CPU that computes with it (AVX-512 BF16, AMX), where they
+        are in float32; elsewhere nothing changes.
     condition_scaled : whether condition latents are multiplied by the VAE's factor.
     initial_noise : False starts from zero instead of noise, for models trained to map their conditions straight to the result.
     timestep_spacing : overrides the scheduler file's; None keeps it.
@@ -64,7 +64,7 @@ class RendererSettings:
     window: int | None = None
     overlap: int | None = None
     decode_chunk: int = 8
-    decode_half: bool = False
+    half: bool = False
     condition_scaled: bool = False
     initial_noise: bool = True
     timestep_spacing: str | None = None

@@ -218,7 +218,7 @@ class Preset:
             same = {"default_steps": 1, "default_guidance": 1.0, "condition_scaled": True, "initial_noise": False}
             # Windows of few frames show where they meet; half of each is cheap beside decoding (see docs/performance.md).
             same["overlap"] = self.window // 2
-            same["decode_half"] = True
+            same["half"] = True
             return {**sizes, **same, "env_antialias": True}
         if kind == "inverse":
             return {**sizes, "default_steps": 20, "default_guidance": 1.0, "condition_scaled": False}
