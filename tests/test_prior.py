@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models_random import GROUPS, save_model
+from safetensors.torch import load_file
 from synthetic import synthetic_clip
 from test_training import SMALL, options, trained_vae
 
@@ -16,11 +18,12 @@ from diffusion_renderer import editing
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import rotation_y
+from diffusion_renderer.core.resize import resize
 from diffusion_renderer.core.types import Camera, EnvironmentMap
 from diffusion_renderer.datagen.store.shards import write_samples
 from diffusion_renderer.pipelines import load_forward
 from diffusion_renderer.render import Prior, load_renderer
-from diffusion_renderer.training import assemble, loop
+from diffusion_renderer.training import assemble, export, loop
 from diffusion_renderer.training.data import Mixture, load_frames
 from diffusion_renderer.training.env import EnvStage
 from diffusion_renderer.training.forward import ForwardStage, widened
@@ -105,6 +108,28 @@ def test_a_model_that_needs_the_picture_is_not_loaded_without(folder: Path, tmp_
         load_forward(wrong, device="cpu", prior=Prior)
 
 
+def test_a_network_that_has_nothing_to_add_leaves_the_picture_as_it_is(tmp_path: Path) -> None:
+    """At the G-buffers' size where depth is metric, at the network's where an inverse renderer made it."""
+    settings: dict[str, Any] = {"groups": GROUPS, "prior": "splitsum", "residual": True, "initial_noise": False}
+    model = save_model(tmp_path, "forward", conditions=len(GROUPS) + 1, decode_chunk=4, **settings)
+    forward = load_forward(model, device="cpu", prior=Prior)
+    for parameter in forward.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    shade, still = Prior("splitsum", LIGHT), torch.eye(3).expand(6, 3, 3)
+    relit = forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA, size=(16, 16), steps=1)
+    assert torch.allclose(relit.frames, shade(SAMPLE.gbuffer, CAMERA, still), atol=1e-6)
+    depth = torch.where(SAMPLE.gbuffer.mask, (SAMPLE.gbuffer.depth - 2) / 2, 1.0)
+    estimated = replace(SAMPLE.gbuffer, depth=depth, mask=None)
+    small = resize(shade(estimated, CAMERA, still, (16, 16)), (32, 32))
+    assert torch.allclose(forward(estimated, LIGHT, camera=CAMERA, size=(16, 16), steps=1).frames, small, atol=1e-6)
+    # With the network's weights something is added.
+    other = load_forward(model, device="cpu", prior=Prior)(SAMPLE.gbuffer, LIGHT, camera=CAMERA, size=(16, 16), steps=1)
+    assert (other.frames - relit.frames).abs().mean() > 0.01
+    with pytest.raises(InputError, match="residual without a prior"):
+        wrong = save_model(tmp_path / "wrong", "forward", groups=GROUPS, conditions=len(GROUPS), residual=True)
+        load_forward(wrong, device="cpu")
+
+
 def test_training_stores_the_pictures_and_varies_them_as_the_video(tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [synthetic_clip(seed) for seed in (1, 2)], progress=False)
     store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")
@@ -136,13 +161,13 @@ def test_weights_without_the_picture_go_on_as_they_were() -> None:
 def test_a_renderer_trained_with_the_picture_is_loaded_and_run(tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [synthetic_clip(seed) for seed in (1, 2)], progress=False)
     store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")
-    run, preset, data = tmp_path / "run", replace(SMALL, prior="splitsum"), Mixture.of(store)
+    run, preset, data = tmp_path / "run", replace(SMALL, prior="splitsum", residual=True), Mixture.of(store)
     vae = trained_vae(run, data)
     loop.run(EnvStage(preset, data, options(run, 1)), options(run, 1))
     loop.run(ForwardStage(preset, vae, data, options(run, 1)), options(run, 1))
     assemble(run, tmp_path / "model")
     forward = editing.load_forward(tmp_path / "model", device="cpu")
-    assert forward.settings.prior == "splitsum"
+    assert forward.settings.prior == "splitsum" and forward.settings.residual
     assert forward(SAMPLE.gbuffer, LIGHT, camera=CAMERA).frames.shape == (6, 3, 32, 32)
     with pytest.raises(InputError, match="pictures of splitsum"):
         ForwardStage(preset, vae, Mixture.of(load_frames((tmp_path / "data",), tmp_path / "cache")), options(run, 1))
@@ -154,3 +179,19 @@ def test_display_encoding() -> None:
     picture = Prior("splitsum", flat)(SAMPLE.gbuffer, CAMERA, STILL)
     outside = ~SAMPLE.gbuffer.mask.expand_as(picture)
     assert torch.allclose(picture[outside], srgb_oetf(torch.tensor(0.25)), atol=1e-4)
+
+
+def test_a_network_that_made_the_whole_frame_begins_with_the_picture(tmp_path: Path) -> None:
+    """And one that made the difference is no start for one that is to make the whole frame."""
+    whole = save_model(tmp_path / "whole/forward", "forward", groups=GROUPS, conditions=len(GROUPS) + 1, prior="splitsum")
+    export.unpack(whole.parent, tmp_path / "run", residual=True)
+    weights = load_file(next((tmp_path / "run/forward/unet").glob("*.safetensors")))
+    before = load_file(next((whole / "unet").glob("*.safetensors")))
+    assert all(not value.any() for name, value in weights.items() if name.startswith("conv_out."))
+    assert all(torch.equal(value, before[name]) for name, value in weights.items() if not name.startswith("conv_out."))
+    export.unpack(whole.parent, tmp_path / "same", residual=False)
+    assert load_file(next((tmp_path / "same/forward/unet").glob("*.safetensors")))["conv_out.weight"].any()
+    settings = json.loads((whole / "renderer.json").read_text())
+    (whole / "renderer.json").write_text(json.dumps(settings | {"residual": True}))
+    with pytest.raises(InputError, match="a model with"):
+        export.unpack(whole.parent, tmp_path / "other", residual=False)

@@ -120,7 +120,8 @@ def _lay_out(stage: str, options: TrainOptions, preset: Preset) -> None:
         return
     folder = local_folder(source) or locate_model(str(source), "inverse")
     # The folder of one of the two renderers will do.
-    unpack(folder.parent if (folder / "unet").is_dir() else folder, options.out, options.light)
+    model = folder.parent if (folder / "unet").is_dir() else folder
+    unpack(model, options.out, options.light, preset.residual)
 
 
 def _build(stage: str, options: TrainOptions, preset: Preset, data: Mixture) -> Stage:

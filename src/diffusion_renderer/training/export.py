@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from diffusion_renderer.core.errors import InputError
@@ -66,15 +67,19 @@ def assemble(run: Path, out: Path) -> int:
     return total
 
 
-def unpack(model: Path, run: Path, light: LightCondition = "encoder") -> None:
+def unpack(model: Path, run: Path, light: LightCondition = "encoder", residual: bool | None = None) -> None:
     """The reverse of `assemble`: lay a model's networks into a run folder, so that its stages go on from them.
 
     What the run has already is left alone; the stages of what is copied inherit the model's record of assets. A forward
     renderer that is told the light in another way than ``light`` is left out, since no network of ours can go on from it: the
-    ablation takes the autoencoder of any model. InputError when the model has none of the parts.
+    ablation takes the autoencoder of any model. Where one that makes the difference to a classical picture (``residual``; None:
+    as the model has it) is to go on from one that makes the whole frame, its last convolution is set to zero: it begins with
+    the picture. The other way round it is left out. InputError when the model has none of the parts.
     """
     found = {part: target for part, target in PARTS.items() if (model / part).is_dir()}
-    if _light(model / "forward") != light:
+    settings = _settings(model / "forward")
+    made = bool(settings.get("residual", False))
+    if settings.get("light", "encoder") != light or (made and residual is False):
         found = {part: target for part, target in found.items() if not part.startswith("forward/")}
     if "forward/unet" not in found:
         # An adapter is nothing without its network.
@@ -88,16 +93,31 @@ def unpack(model: Path, run: Path, light: LightCondition = "encoder") -> None:
         extend_record(run / stage, records.get(stage, AssetRecord(complete=False)))
     for part, target in missing.items():
         shutil.copytree(model / part, run / target)
+    if "forward/unet" in missing and residual and not made:
+        _silence(run / missing["forward/unet"])
+
+
+def _silence(unet: Path) -> None:
+    """Set the last convolution of a network to zero: it makes nothing."""
+    for path in unet.glob("*.safetensors"):
+        weights = load_file(path)
+        last = {name: torch.zeros_like(value) for name, value in weights.items() if name.startswith("conv_out.")}
+        save_file(weights | last, path, metadata={"format": "pt"})
 
 
 def _light(forward: Path) -> str:
     """How the forward renderer in a folder is told the light, by its renderer.json; the default where there is none."""
+    return _settings(forward).get("light", "encoder")
+
+
+def _settings(forward: Path) -> dict[str, Any]:
+    """What renderer.json in a folder says; nothing where there is none."""
     path = forward / "renderer.json"
     if not path.exists():
-        return "encoder"
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("light", "encoder")
-    except (ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise InputError(f"readable settings in {path}", str(error), "copy or export the model again") from error
 
 
