@@ -8,6 +8,8 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+# Before torch loads: tensors of tests are tiny, and threads that wait for each other take many times longer on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports the package: modules imported earlier would go unchecked (tests/test_core_types.py notices).
 jaxtyping.install_import_hook("diffusion_renderer", "typechecker.checked")
 
