@@ -20,6 +20,7 @@ import inference_paper
 import inference_rows
 from inference_job import write_random_model
 
+from diffusion_renderer.core.devices import has_fast_bfloat16
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.training.presets import SVD
 
@@ -94,9 +95,10 @@ def test_the_real_tiny_weights(tmp_path: Path) -> None:
     given = ("--preset", "tiny", "--frames", "1", "--size", "64", "--steps", "1", "--only", "reference", "package")
     reference, joint, package = run(tmp_path, *given)["rows"]
     assert [row["calls"]["denoise"] for row in (reference, joint, package)] == [6, 2, 2]
-    for row in (joint, package):
-        # Worst case measured: 2e-5, of normals, whose length is made 1.
-        assert max(largest for largest, _ in row["differences"].values()) < 1e-3
+    assert max(largest for largest, _ in joint["differences"].values()) < 1e-3
+    # On a CPU with bfloat16 the package's networks run in it: 0.0013 on average measured, 0.0011 with 24 frames of 128 pixels.
+    half = has_fast_bfloat16(torch.device("cpu"))
+    assert max(mean for _, mean in package["differences"].values()) < (0.005 if half else 1e-4)
 
 
 def test_no_time_no_rows(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

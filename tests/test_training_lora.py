@@ -154,6 +154,7 @@ def test_the_pipelines_read_what_was_trained(run: Path, data: Mixture, tmp_path:
     shutil.copytree(out / "vae/vae", folder / "vae")
     shutil.copytree(out / "env/env_encoder", folder / "env_encoder")
     forward = load_forward(folder / "forward", device="cpu")
+    forward.half = False  # as in training here
     part = made.plan(0)[1]
     part = replace(part, items=part.items[:1])
     seen = made.frames(part, made.variation(part, training=False))
