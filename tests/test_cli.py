@@ -189,3 +189,19 @@ def test_weights_list_needs_no_network(capsys):
     assert main(["weights", "list"]) == 0
     shown = capsys.readouterr().out
     assert "tiny" in shown and "nexuslrf/diffusion_renderer-inverse-svd" in shown
+
+
+def test_stages_that_take_turns_share_one_bar(capsys: pytest.CaptureFixture) -> None:
+    """The frames of a long clip are read, rendered and written piece by piece: three bars in all, not three for every piece."""
+    from diffusion_renderer.cli.progress import Progress
+
+    with Progress() as progress:
+        progress.subject = "clip"
+        for done in (1, 2, 3):
+            for what in ("reading", "rendering", "writing"):
+                progress(done, 3, what)
+        progress.subject = "other"
+        progress(1, 1, "reading")
+    shown = capsys.readouterr().err
+    assert [shown.count(f"clip: {what}:   0%") for what in ("reading", "rendering", "writing")] == [1, 1, 1]
+    assert "clip: writing: 100%" in shown and "other: reading: 100%" in shown

@@ -22,7 +22,9 @@ def duration(seconds: float) -> str:
 class Progress:
     """Callable as the pipelines want it, ``progress(done, total, what)``; prefixes each stage with what is being made.
 
-    Used as a context manager it ends with the paths reported through `made` and the time taken. Not for several threads.
+    Stages of one long clip take turns, piece by piece: the one that began last has the bar, and reports of those before it are
+    left out while it is open. Used as a context manager it ends with the paths reported through `made` and the time taken. Not
+    for several threads.
     """
 
     def __init__(self) -> None:
@@ -31,9 +33,13 @@ class Progress:
         self.results: list[Path] = []
         self._bar: tqdm | None = None
         self._stage: tuple[str, int] | None = None
+        self._begun: set[tuple[str, int]] = set()
 
     def __call__(self, done: int, total: int, what: str) -> None:
         stage = (f"{self.subject}: {what}" if self.subject else what, total)
+        if self._bar is not None and stage != self._stage and stage in self._begun:
+            return
+        self._begun.add(stage)
         if self._bar is None or stage != self._stage:
             self.close()
             interval = 0.2 if sys.stderr.isatty() else 5.0  # a log file does not want five lines a second
