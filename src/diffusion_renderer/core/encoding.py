@@ -27,6 +27,15 @@ def is_relative(depth_range: tuple[float, float] | None) -> bool:
     return depth_range is not None and 0 <= depth_range[0] < RELATIVE_START and depth_range[1] <= 1
 
 
+def may_be_relative(depth_range: tuple[float, float] | None) -> bool:
+    """Whether depths of this range lie in [0, 1], as all relative depth does, wherever its nearest pixel is.
+
+    True for more than `is_relative` is: where nothing near is seen clearly, the depth that an inverse renderer estimates
+    may begin at 0.2. True by mistake for metric depth of a scene that ends within one unit.
+    """
+    return depth_range is not None and 0 <= depth_range[0] and depth_range[1] <= 1
+
+
 def relative_depth(
     depth: Float[Tensor, "frames 1 height width"], depth_range: tuple[float, float] | None = None
 ) -> Float[Tensor, "frames 1 height width"]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import is_relative
+from diffusion_renderer.core.encoding import may_be_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit, resize
@@ -96,7 +96,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
 
         Frames come as soon as no window is to see them any more, and the G-buffers are read forwards, no faster than that, and
         depth before all else for its range. A model with ``settings.residual`` reads them twice where its picture is made at
-        their size. Where depth is relative it is made at the network's size: an inverse renderer has estimated such buffers
+        their size. Where depth lies in [0, 1] it is made at the network's size: an inverse renderer has estimated such buffers
         at about that, and shading what was only scaled up draws edges that are nowhere in the shot.
 
         Parameters
@@ -134,7 +134,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
         # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
         shown: dict[int, Tensor] = {}
-        enlarged = gbuffer.size == call.fit.inner or is_relative(lit.depth_range)
+        enlarged = gbuffer.size == call.fit.inner or may_be_relative(lit.depth_range)
         condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if enlarged else None), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
         width, height = (side // self.codec.factor for side in call.fit.padded)
