@@ -29,7 +29,6 @@ from diffusion_renderer.training.data import (
     load_frames,
     store_clips,
 )
-from diffusion_renderer.training.lights import random_light_images
 from diffusion_renderer.training.steps import derived_seed
 
 DRAWS = 1500
@@ -304,14 +303,3 @@ def test_a_part_depends_on_seed_and_step_alone() -> None:
     real, synthetic = (draw_part(mixture, 7, 3, 6, lengths, real=real, weight=0.5) for real in (True, False))
     assert real.real and not synthetic.real and real.weight == 0.5
     assert not {item.seed for item in real.items} & {item.seed for item in synthetic.items}
-
-
-def test_random_lights_are_those_of_lit_clips() -> None:
-    dark = store_clips([video_only(seed, size=8) for seed in range(20)])
-    bright = store_clips([synthetic_clip(3, frames=1, size=8)])
-    mixture = Mixture((Source("dark", 5.0, (dark,)), Source("bright", 1.0, (concatenate([dark, bright]),))))
-    lights = mixture.draw_lights(torch.Generator().manual_seed(0), 10)
-    assert torch.equal(lights, bright.light.expand(10, -1, -1, -1))
-    assert random_light_images(mixture, 2, 16, torch.Generator().manual_seed(0)).shape == (2, 3, 3, 16, 16)
-    with pytest.raises(InputError, match="clips with a light"):
-        random_light_images(dark, 1, 16, torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_preset
 import torch
 from synthetic import synthetic_clip
 from torch import Tensor
@@ -253,21 +254,7 @@ def test_draws_cover_every_step_and_depend_on_the_item_only() -> None:
 
 
 #: The smallest networks that the classes allow, on the smallest frames that they take (their norms need more than one cell).
-SMALL = replace(
-    TINY,
-    name="small",
-    latent_channels=4,
-    vae_widths=(32, 32),
-    inverse_widths=(32, 32, 32, 32),
-    forward_widths=(32, 32, 32, 32),
-    env_widths=(32, 32, 32, 32),
-    env_size=32,
-    size=32,
-    window=2,
-    context_channels=8,
-    prior=None,
-    residual=False,
-)
+SMALL = replace(small_preset.SMALL, window=2)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import small_preset
 import torch
 from torch import nn
 
@@ -14,20 +15,10 @@ from diffusion_renderer.training import plan as plan_module
 from diffusion_renderer.training.cost import measure
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.plan import DEVICES, describe, plan
-from diffusion_renderer.training.presets import SVD, TINY
+from diffusion_renderer.training.presets import SVD
 
-SMALL = replace(
-    TINY,
-    latent_channels=4,
-    vae_widths=(32, 32),
-    inverse_widths=(32, 32, 32, 32),
-    forward_widths=(32, 32, 32, 32),
-    env_widths=(32, 32, 32, 32),
-    env_size=32,
-    size=32,
-    window=4,
-    context_channels=8,
-)
+#: With the classical picture, as `tiny` has it.
+SMALL = replace(small_preset.SMALL, name="tiny", prior="splitsum", residual=True)
 OPTIONS = TrainOptions(batch=8, max_steps=1000, device="cpu")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_preset import SMALL
 from synthetic import synthetic_clip
 
 from diffusion_renderer.core.errors import InputError
@@ -19,7 +20,6 @@ from diffusion_renderer.datagen.store import shards
 from diffusion_renderer.datagen.store.encode import encode_clip
 from diffusion_renderer.training import TrainOptions, loop, train
 from diffusion_renderer.training import presets as presets_module
-from diffusion_renderer.training.presets import TINY
 from diffusion_renderer.training.session import (
     MANY_STEPS,
     PHASES,
@@ -29,22 +29,6 @@ from diffusion_renderer.training.session import (
     _Clock,
     keep_figures,
     run_session,
-)
-
-SMALL = replace(
-    TINY,
-    name="small",
-    latent_channels=4,
-    vae_widths=(32, 32),
-    inverse_widths=(32, 32, 32, 32),
-    forward_widths=(32, 32, 32, 32),
-    env_widths=(32, 32, 32, 32),
-    env_size=32,
-    size=32,
-    window=4,
-    context_channels=8,
-    prior=None,
-    residual=False,
 )
 
 

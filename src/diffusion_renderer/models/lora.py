@@ -34,12 +34,16 @@ class LoraNetwork:
 
     The network given is not changed. Threads may ask for different scales at the same time: a view whose scale is set never
     changes again.
+
+    Attributes
+    ----------
+    network, adapted : without the adapter, and with it at scale 1.
     """
 
     def __init__(self, network: nn.Module, adapter: Path) -> None:
         """Read the adapter; InputError when the file is broken or belongs to another network."""
         self.network = network
-        self._adapted = _inject(view(network), *_read_adapter(adapter), source=adapter)
+        self.adapted = _inject(view(network), *_read_adapter(adapter), source=adapter)
         self._views: dict[float, nn.Module] = {}
         self._lock = Lock()
 
@@ -49,7 +53,7 @@ class LoraNetwork:
             return self.network
         with self._lock:
             if scale not in self._views:
-                scaled = view(self._adapted)
+                scaled = view(self.adapted)
                 for layer in scaled.modules():
                     if isinstance(layer, LoraLayer):
                         layer.scaling = {name: scale * value for name, value in layer.scaling.items()}

@@ -102,7 +102,7 @@ class MemoryManager:
 
     def __init__(self, renderer: DiffusionRenderer, budget: int | None, say: Say, lossless: bool = False) -> None:
         lora = renderer.checkpoint.lora
-        self._trees = [renderer.unet] if lora is None else [renderer.unet, lora._adapted]
+        self._trees = [renderer.unet] if lora is None else [renderer.unet, lora.adapted]
         self._renderer, self._budget, self._say = renderer, budget, say
         self._lowest = max(level for level, plan in enumerate(PLANS) if plan.lossless) if lossless else len(PLANS) - 1
         self.device, self.level, self.lock = renderer.unet.device, 0, RLock()

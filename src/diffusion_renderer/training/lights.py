@@ -11,7 +11,6 @@ from torch import Tensor
 from diffusion_renderer.core.geometry import rotation_x, rotation_y
 from diffusion_renderer.core.types import EnvironmentMap
 from diffusion_renderer.light import environment_images
-from diffusion_renderer.training.data import FrameStore, Mixture
 
 
 def light_images(
@@ -33,14 +32,3 @@ def varied_light_images(
     rotation = rotation_y(uniform(-math.pi, math.pi)) @ rotation_x(uniform(-1.2, 0.4))
     varied = radiance[torch.randperm(3, generator=generator)] * 2 ** uniform(-3, 3)
     return light_images(varied, rotation[None], size)
-
-
-def random_light_images(
-    data: Mixture | FrameStore, count: int, size: int, generator: torch.Generator
-) -> Float[Tensor, "count 3 3 size size"]:
-    """`varied_light_images` of random panoramas, those of clips that have one; see `Mixture.draw_lights`.
-
-    InputError when none has.
-    """
-    mixture = Mixture.of(data) if isinstance(data, FrameStore) else data
-    return torch.cat([varied_light_images(panorama, size, generator) for panorama in mixture.draw_lights(generator, count)])

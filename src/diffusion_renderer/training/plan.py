@@ -15,11 +15,11 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.cost import Call, Cost, measure
+from diffusion_renderer.training.latent import ENCODED_PIXELS
 from diffusion_renderer.training.options import STAGES, TrainOptions
 from diffusion_renderer.training.presets import Preset
+from diffusion_renderer.training.vae import CROP
 
-#: Pixels that go through the frozen autoencoder at once (`latent.ENCODED_PIXELS`), and the side of the crops of stage `vae`.
-ENCODED_PIXELS, CROP = 2**21, 64
 #: Numbers of GPUs for which a plan is printed.
 CLUSTERS = (1, 8, 64)
 #: Steps of which the fastest is taken as the speed of the machine at hand.

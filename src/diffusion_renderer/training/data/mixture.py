@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
@@ -146,23 +146,6 @@ class Mixture:
         prefix = f"{bucket.source.name}/" if len(self.sources) > 1 else ""
         keys = tuple(prefix + bucket.store.keys[clip] for clip in bucket.store.clip[chosen].tolist())
         return Drawn(bucket.source, bucket.store, chosen[:, None] + torch.arange(bucket.frames), keys)
-
-    def draw_lights(self, generator: torch.Generator, count: int) -> Float[Tensor, "count 3 height width"]:
-        """Panoramas of random clips: sources by weight (without weights, by their lit clips), all lit clips of one alike."""
-        lit = self._lit
-        shares = [(s.weight or len(clips)) if clips else 0.0 for s, clips in zip(self.sources, lit, strict=True)]
-        if not any(shares):
-            raise InputError("clips with a light", "none in the data", "add some made by `diffusion-renderer dataset`")
-        sources = torch.multinomial(torch.tensor(shares, dtype=torch.float64), count, replacement=True, generator=generator)
-        aims = torch.rand(count, generator=generator, dtype=torch.float64)
-        pairs = ((lit[s], aim) for s, aim in zip(sources.tolist(), aims.tolist(), strict=True))
-        picked = [clips[int(aim * len(clips))] for clips, aim in pairs]
-        return torch.stack([store.light[clip] for store, clip in picked]).float()
-
-    @cached_property
-    def _lit(self) -> list[list[tuple[FrameStore, int]]]:
-        """The clips of every source that have a light."""
-        return [[(store, n) for store in s.stores for n in store.has_light.nonzero()[:, 0].tolist()] for s in self.sources]
 
     def _buckets(
         self, images: int, lengths: Mapping[int, float], accept: Accept | None, real: bool | None, area: int | None
