@@ -136,11 +136,11 @@ def test_training_stores_the_pictures_and_varies_them_as_the_video(tmp_path: Pat
     store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")
     index = torch.tensor([[0], [4]])
     pictures = store.take_prior(index)
-    assert pictures.shape == (2, 1, 3, 32, 32) and not load_frames((tmp_path / "data",), tmp_path / "cache").prior
+    assert pictures.shape == (2, 1, 1, 3, 32, 32) and not load_frames((tmp_path / "data",), tmp_path / "cache").prior
     # Read from files as 8-bit buffers.
     truth = synthetic_clip(1)
     expected = Prior("splitsum", truth.environment)(truth.gbuffer, truth.camera, truth.lookup)[0]
-    assert (pictures[0, 0].float() / 255 - expected).abs().mean() < 0.01
+    assert (pictures[0, 0, 0].float() / 255 - expected).abs().mean() < 0.01
     # A picture that equals the video is varied into the varied video.
     images = store.take(index)
     both = torch.cat((images, images[:, :, :1]), dim=2)

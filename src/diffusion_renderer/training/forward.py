@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Share of the samples whose conditions are zeroed, for classifier-free guidance.
 DROP_SHARE = 0.05
+#: Share of the samples that see the classical picture as it is made where depth is relative, where that is another one.
+RELATIVE_SHARE = 0.3
 
 
 class ForwardStage(LatentStage):
@@ -90,7 +92,7 @@ class ForwardStage(LatentStage):
         """The G-buffers and the light, dropped together in a few items."""
         variation = self.variation(part, training)
         seen, lights = self.frames(part, variation), self.lights(part, variation)
-        prior = () if seen.prior is None else (seen.prior[:, :, None],)
+        prior = () if seen.prior is None else (self._picture(seen.prior, part, training),)
         latents = self.encode(torch.cat((seen.video[:, :, None], seen.buffers, *prior), dim=2))
         offset = latents[:, :, -1] if self.preset.residual else None
         given = latents[:, :, 1:].flatten(2, 3)
@@ -109,6 +111,19 @@ class ForwardStage(LatentStage):
             unconditional=self._predictor(torch.zeros_like(given), light.dropped(), adapted),
             offset=offset,
         )
+
+    def _picture(
+        self, pictures: Float[Tensor, "items frames pictures 3 height width"], part: Part, training: bool
+    ) -> Float[Tensor, "items frames 1 3 height width"]:
+        """One of the classical pictures for each item: the first, or at times, in training, one of the others."""
+        chosen = torch.zeros(len(part.items), dtype=torch.long)
+        others = pictures.shape[2] - 1
+        if training and others:
+            for number, item in enumerate(part.items):
+                generator = item.generator("prior")
+                if float(torch.rand((), generator=generator)) < RELATIVE_SHARE:
+                    chosen[number] = 1 + int(torch.randint(others, (), generator=generator))
+        return pictures[torch.arange(len(chosen)), :, chosen][:, :, None]
 
     @torch.no_grad()
     def lights(self, part: Part, variation: Variation) -> Float[Tensor, "items frames channels height width"]:

@@ -40,13 +40,13 @@ class Frames:
     ----------
     video : the frames.
     buffers : one image per group of the preset.
-    prior : what a classical renderer makes of the G-buffers, where it is asked for.
+    prior : the pictures that a classical renderer makes of the G-buffers, where they are asked for.
     defined : 1 where the group's ground truth is known, 0 where it is not; there the images show background.
     """
 
     video: Float[Tensor, "items frames 3 height width"]
     buffers: Float[Tensor, "items frames groups 3 height width"]
-    prior: Float[Tensor, "items frames 3 height width"] | None
+    prior: Float[Tensor, "items frames pictures 3 height width"] | None
     defined: Float[Tensor, "items frames groups height width"]
 
 
@@ -72,7 +72,7 @@ def read_frames(
     """The frames ``index`` of a store as the networks of a preset with these image groups see them."""
     pictures = [stored_images(store, index)]
     if store.prior:
-        pictures.append(store.take_prior(index)[:, :, None])
+        pictures.append(store.take_prior(index))
     variation = variation.to(device)
     images = variation.images(torch.cat(pictures, dim=2).to(device))
     known = variation.in_time(group_present(store, index, groups).to(device))[..., None, None].to(images)
@@ -80,7 +80,7 @@ def read_frames(
     return Frames(
         video=images[:, :, 0],
         buffers=grouped(images, groups),
-        prior=images[:, :, 1 + len(GROUPS)] if store.prior else None,
+        prior=images[:, :, 1 + len(GROUPS) :] if store.prior else None,
         defined=known * pixels,
     )
 

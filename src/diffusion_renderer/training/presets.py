@@ -243,7 +243,7 @@ TINY = Preset(
     env_size=64,
     size=128,
     window=8,
-    prior="splitsum",
+    prior="ssrt",
     residual=True,
 )
 

@@ -81,7 +81,7 @@ def load_mixture(data: tuple[DataSource, ...], cache: Path, prior: str | None = 
     """All clips of all shards below the sources; decoded shards are kept in ``cache``, so that the next stage starts at once.
 
     A source has one store for every frame size. ``prior`` names a classical renderer (`render.prior.PRIORS`) whose pictures of
-    the frames are wanted too: about 0.15 s of a core for each still, once.
+    the frames are wanted too: about half a second of a core for each still, once.
 
     Shards that cannot be read are skipped, logged, and listed in `Mixture.skipped`. Raises InputError when more than the share
     ``max_bad`` of all shards is skipped, or all of a source; for a source without shards; for shards of an evaluation seed.
@@ -244,8 +244,17 @@ def _read_kept(kept: Path, path: Path) -> tuple[FrameStore, ...] | None:
     )
 
 
-def _load_prior(path: Path, kept: Path, size: tuple[int, int], name: str) -> UInt8[Tensor, "frames 3 height width"]:
-    """What the classical renderer ``name`` makes of a shard's frames of one size, from the true G-buffers; kept in a file."""
+def _load_prior(path: Path, kept: Path, size: tuple[int, int], name: str) -> UInt8[Tensor, "frames pictures 3 height width"]:
+    """What the classical renderer ``name`` makes of a shard's frames of one size, from the true G-buffers; kept in files.
+
+    One that traces rays makes two pictures: the second one is what it makes where depth is relative (see `render.Prior`).
+    """
+    names = (name,) if name == "splitsum" else (name, "splitsum")
+    return torch.stack([_load_pictures(path, kept, size, each) for each in names], dim=1)
+
+
+def _load_pictures(path: Path, kept: Path, size: tuple[int, int], name: str) -> UInt8[Tensor, "frames 3 height width"]:
+    """The pictures of one classical renderer."""
     file = _array_file(kept, size, f".{name}-{PRIOR_VERSION}")
     if not file.exists():
         from diffusion_renderer.render import Prior

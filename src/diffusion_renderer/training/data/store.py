@@ -43,8 +43,8 @@ class FrameStore:
     has_light : the clip comes with a panorama, and with poses that tell how the camera sees it.
     defined : 1 where a frame's ground truth is defined, else 0, for all buffers together; one array per entry of ``images``, or
         none at all when it is defined everywhere. Background is defined: there is nothing, and that is known.
-    prior : what a classical renderer makes of every frame from its true G-buffers, as `images`; empty when not asked for, 0 for
-        clips that lack a buffer or the light.
+    prior : the pictures that a classical renderer makes of every frame from its true G-buffers, as `images`; empty when not
+        asked for, 0 for clips that lack a buffer or the light.
     assets : the models, materials and panoramas from files that the clips show.
     """
 
@@ -57,7 +57,7 @@ class FrameStore:
     real: Bool[Tensor, "clips"]
     has_light: Bool[Tensor, "clips"]
     defined: tuple[UInt8[Tensor, "_frames height width"], ...] = ()
-    prior: tuple[UInt8[Tensor, "_frames 3 height width"], ...] = ()
+    prior: tuple[UInt8[Tensor, "_frames pictures 3 height width"], ...] = ()
     assets: NamedAssets = frozenset()
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class FrameStore:
         """The images of the frames ``index``."""
         return _taken(self.images, index)
 
-    def take_prior(self, index: Int[Tensor, "*shape"]) -> UInt8[Tensor, "*shape 3 height width"]:
+    def take_prior(self, index: Int[Tensor, "*shape"]) -> UInt8[Tensor, "*shape pictures 3 height width"]:
         """The classical pictures of the frames ``index``."""
         return _taken(self.prior, index)
 
