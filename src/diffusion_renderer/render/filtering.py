@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_renderer.render.surface import Surface
 
 #: Exponent of the cosine between two normals, and the distance from a pixel's tangent plane, as a share of its depth, at which
-#: weights have fallen to 1/e. On 16 stills a sharper pair (64, 0.02) was 0.1 dB worse, a second pass of twice the reach 0.1 dB.
+#: weights have fallen to 1/e. On 16 stills a sharper pair (64, 0.02) was 0.1 dB worse.
 NORMAL_POWER, PLANE_SHARE = 16, 0.05
 #: One row of the binomial kernel.
 _ROW = (1.0, 4.0, 6.0, 4.0, 1.0)
