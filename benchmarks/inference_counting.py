@@ -111,11 +111,13 @@ class Stages:
     current: str = "other"
     _spans: list[tuple[str, Any, Any]] = field(default_factory=list)
 
-    def watch(self, unet: nn.Module, vae: Any, encoder: nn.Module | None) -> None:
+    def watch(self, unet: nn.Module, vae: Any, encoder: nn.Module | None, small: nn.Module | None = None) -> None:
         """Time these networks from now on."""
         _watch_call(unet, self.timed("denoise"))
         if encoder is not None:
             _watch_call(encoder, self.timed("light"))
+        if small is not None:
+            _watch_call(small, self.timed("decode"))
         vae.encode, vae.decode = self.timed("encode")(vae.encode), self.timed("decode")(vae.decode)
 
     def timed(self, stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

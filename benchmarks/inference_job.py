@@ -25,7 +25,7 @@ from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.render import Prior
 from diffusion_renderer.training.presets import Preset
 
-COMPONENTS = ("unet", "vae", "env_encoder", "scheduler", "lora")
+COMPONENTS = ("unet", "vae", "decoder_small", "env_encoder", "scheduler", "lora")
 KINDS: tuple[Kind, Kind] = ("inverse", "forward")
 #: A part of the job that is ready to run: gives its outputs by name.
 Run = Callable[[], dict[str, Tensor]]
@@ -75,7 +75,7 @@ def make_inputs(frames: int, size: int, turning: bool) -> dict[str, Any]:
 def prepare_folders(source: Path, target: Path, window: int) -> dict[Kind, Path]:
     """Model folders like those in ``source`` whose windows are of ``window`` frames, weights by symbolic link.
 
-    Calibration, which is no work of the networks, is left out.
+    Calibration and guidance by the frames, which are no work of the networks, are left out.
     """
     made: dict[Kind, Path] = {}
     for kind in KINDS:
@@ -86,7 +86,8 @@ def prepare_folders(source: Path, target: Path, window: int) -> dict[Kind, Path]
             if found := next((place for place in places if place.is_dir()), None):
                 (folder / name).symlink_to(found.resolve())
         settings = json.loads((source / kind / "renderer.json").read_text())
-        settings.pop("calibration", None)
+        for name in ("calibration", "guided"):
+            settings.pop(name, None)
         (folder / "renderer.json").write_text(json.dumps({**settings, "window": window}))
     return made
 
@@ -94,7 +95,7 @@ def prepare_folders(source: Path, target: Path, window: int) -> dict[Kind, Path]
 def write_random_model(preset: Preset, folder: Path, dtype: torch.dtype, device: torch.device) -> Path:
     """Networks of a preset's sizes with random weights that keep activations of unit size, in the layout of checkpoints."""
     torch.manual_seed(0)
-    networks = {"vae": preset.vae, "env_encoder": preset.env_encoder}
+    networks = {"vae": preset.vae, "decoder_small": preset.small_decoder, "env_encoder": preset.env_encoder}
     networks |= {"inverse/unet": preset.inverse_unet, "forward/unet": preset.forward_unet}
     for name, build in networks.items():
         with torch.device("meta"):
@@ -162,7 +163,7 @@ def _package_part(job: Job, row: Row, kind: Kind, stages: Stages) -> Run:
     load = pipelines.load_inverse if kind == "inverse" else editing.load_forward
     options = accepted(load, row.options)
     renderer: Any = load(job.folders[kind], device=job.device, dtype=DTYPES[row.dtype or job.dtype], **options)
-    stages.watch(renderer.unet, renderer.codec.vae, getattr(renderer, "env_encoder", None))
+    stages.watch(renderer.unet, renderer.codec.vae, getattr(renderer, "env_encoder", None), renderer.codec.small)
     call = {"steps": row.steps or job.steps, "seed": job.seed, "size": (job.size, job.size)}
     call |= accepted(renderer.stream, row.options)
     guidance = job.guidance if row.guidance is None else row.guidance

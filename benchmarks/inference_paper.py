@@ -34,16 +34,17 @@ def lines(preset: Preset, frames: int, size: int) -> list[Line]:
     of it. The forward step without light is what guidance costs beside the forward step.
     """
     with torch.device("meta"):
-        vae, encoder = preset.vae(), preset.env_encoder()
+        vae, encoder, small = preset.vae(), preset.env_encoder(), preset.small_decoder()
         inverse, forward = preset.inverse_unet(), preset.forward_unet()
-    for network in (vae, encoder, inverse, forward):
+    for network in (vae, small, encoder, inverse, forward):
         network.to("meta").eval()
-    return list(_lines(preset, vae, encoder, inverse, forward, frames, size))
+    return list(_lines(preset, vae, small, encoder, inverse, forward, frames, size))
 
 
 def _lines(
     preset: Preset,
     vae: AutoencoderKLTemporalDecoder,
+    small: nn.Module,
     encoder: nn.Module,
     inverse: nn.Module,
     forward: nn.Module,
@@ -80,6 +81,7 @@ def _lines(
     encode = count_on_paper(lambda: vae.encode(torch.empty(frames, 3, size, size)))
     maps, one_map = (count_on_paper(lambda count=count: encoder(light(count))) for count in (frames, 1))
     decoding = count_on_paper(decode)
+    lightly = count_on_paper(lambda: small(torch.empty(frames, channels, side, side)))
     steps = [count_on_paper(inverse_step), *(count_on_paper(lambda c=c: forward_step(c)) for c in (1, None))]
     as_published(inverse), as_published(forward)
     old = [count_on_paper(inverse_step), count_on_paper(lambda: forward_step(frames))]
@@ -89,6 +91,7 @@ def _lines(
     yield Line("forward step without light", _count(forward), full, without_encoder(steps[2], one_map))
     yield Line("encode", _count(vae.encoder), encode, encode)
     yield Line("decode", _count(vae.decoder), decoding, decoding)
+    yield Line("decode, small decoder", _count(small), decoding, lightly)
     yield Line("light encoder", _count(encoder), maps, one_map)
 
 

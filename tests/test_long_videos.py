@@ -21,7 +21,7 @@ from diffusion_renderer.pipelines.depth import DepthAlignment, apply_lines, fit_
 from diffusion_renderer.pipelines.held import BoundedStore, HeldFrames, content_key, tensor_bytes
 from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.pipelines.resuming import ResumePoint
-from diffusion_renderer.pipelines.seams import border_pairs, seam_ratio
+from diffusion_renderer.pipelines.seams import border_pairs, handover_pairs, seam_ratio
 from diffusion_renderer.pipelines.windows import Sampled, blend_weights, first_window, plan_windows, sample_windows
 
 SIGMAS = torch.tensor([9.0, 4.0, 2.0, 0.7, 0.0])
@@ -301,6 +301,10 @@ def test_seams() -> None:
     windows = plan_windows(20, 8, 2)
     borders = border_pairs(windows)
     assert borders == [5, 6, 7, 11, 12, 13]
+    assert handover_pairs(windows, 2) == borders
+    # Half of the frames shared: shares of 0.10, 0.35, 0.65 and 0.90; the pair between two such stretches changes least.
+    half = plan_windows(20, 8, 4)
+    assert handover_pairs(half, 4) == [4, 5, 6, 8, 9, 10, 12, 13, 14] and len(border_pairs(half)) == 13
     assert seam_ratio(still, borders) == pytest.approx(1.0, abs=1e-4)
     jumping = still.clone()
     jumping[13:] += 0.5

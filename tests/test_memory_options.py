@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import BUFFERS, Clip, EnvironmentMap, GBuffer
+from diffusion_renderer.editing import load_forward as load_any_forward
 from diffusion_renderer.models import LatentCodec
-from diffusion_renderer.pipelines import DiffusionInverseRenderer, load_forward, load_inverse
+from diffusion_renderer.pipelines import DiffusionInverseRenderer, MemoryBudget, load_forward, load_inverse
 from diffusion_renderer.pipelines import memory as memory_module
-from diffusion_renderer.pipelines.memory import PLANS, available_bytes, is_out_of_memory, limit_memory, needed_bytes
+from diffusion_renderer.pipelines.memory import PLANS, Managed, available_bytes, is_out_of_memory, limit_memory, needed_bytes
 from diffusion_renderer.pipelines.offload import Offload
 
 #: Largest difference between a lossless plan and the plain path, values in [0, 1], sums in another order: 1.3e-5 measured with
@@ -163,6 +165,50 @@ def test_auto_measures_what_is_free(folder: Path, monkeypatch: pytest.MonkeyPatc
         managed = inverse(folder, "auto")
         managed.memory.prepare(16 * 16)
         assert managed.memory.level == level
+
+
+def test_two_renderers_share_a_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first holds is not there for the second, and is again when the first is gone."""
+    plain = inverse(folder, None)
+    needs = [needed_bytes(plain, plan, 16 * 16) for plan in PLANS]
+    weights, need, smaller = memory_module.weight_bytes(plain), needs[0], next(i for i, n in enumerate(needs) if n < needs[0])
+    for beside, level in ((weights, 0), (weights - 1, smaller)):
+        monkeypatch.setitem(memory_module.BUDGETS, "8GB", need + beside)
+        budget = MemoryBudget("8GB")
+        first, second = (load_inverse(folder / "inverse", device="cpu", memory=budget) for _ in range(2))
+        assert budget.left(first.memory) == need + beside - weights
+        second.memory.prepare(16 * 16)
+        assert second.memory.level == level and second(clip_of(1), buffers=("basecolor",)).basecolor.isfinite().all()
+        del second
+        gc.collect()
+        assert budget.left(first.memory) == need + beside
+    # A classical renderer holds nothing of it, and takes the options that every renderer takes.
+    assert not isinstance(load_any_forward("splitsum", memory=budget, compile=True), Managed)
+
+
+def test_free_memory_is_what_is_free_beside_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, said = [1000], []
+    monkeypatch.setattr(memory_module, "available_bytes", lambda device: free[0])
+    budget = MemoryBudget("auto")
+    first = load_inverse(folder / "inverse", device="cpu", memory=budget)
+    assert budget.left(first.memory) == 850 + first.memory.held
+    free[0] = 400
+    second = load_any_forward(folder / "forward", device="cpu", memory=budget, say=said.append)
+    assert second.memory.held != first.memory.held == memory_module.weight_bytes(first)
+    assert budget.left(second.memory) == 340 + second.memory.held and budget.left(first.memory) == 340 + first.memory.held
+    assert MemoryBudget("max").left(first.memory) is None
+    second.memory.step_down()
+    assert len(said) == 1
+
+
+def test_weights_that_wait_in_main_memory_are_not_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Offload, "_on_device", lambda self, weights: weights.clone())
+    managed = inverse(folder, "max")
+    everything = managed.memory.held
+    managed.memory.offload.set_mode("component")  # as on a GPU, where it begins with everything put away
+    assert managed.memory.held < 0.2 * everything
+    managed.memory.offload.set_mode("none")
+    assert managed.memory.held == everything
 
 
 def test_a_word_that_is_no_limit_is_refused(folder: Path) -> None:

@@ -62,16 +62,23 @@ def test_a_compiled_network_is_not_copied_with_the_wrong_weights() -> None:
         copy.deepcopy(layer)
 
 
-def test_compiling_replaces_the_networks_and_keeps_the_result() -> None:
-    """With the backend that captures graphs and runs them as they are; a code generator would take minutes here."""
+@pytest.mark.parametrize("light", [False, True])
+def test_compiling_replaces_the_networks_and_keeps_the_result(light: bool) -> None:
+    """With the backend that captures graphs and runs them as they are; a code generator would take minutes here.
+
+    Of a renderer with a small decoder, that one is compiled and not the VAE's.
+    """
     said: list[str] = []
     vae = SimpleNamespace(decoder=nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
     renderer = renderer_of(unet=nn.Sequential(nn.Linear(3, 3), nn.Tanh()), vae=vae)
+    small = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid())
+    renderer.codec = SimpleNamespace(small=small if light else None)
     renderer.unet.device = torch.device("cpu")
     inputs = torch.rand(2, 3)
-    expected = [network(inputs) for network in (renderer.unet, vae.decoder)]
+    expected = [network(inputs) for network in (renderer.unet, vae.decoder, small)]
     compiled(renderer, said.append, backend="eager")
-    found = [network(inputs) for network in (renderer.unet, vae.decoder)]
+    found = [network(inputs) for network in (renderer.unet, vae.decoder, small)]
+    assert [isinstance(network.forward, Compiled) for network in (vae.decoder, small)] == [not light, light]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and not said
     assert not renderer.unet.forward.failed
 

@@ -113,7 +113,7 @@ def test_sharding_divides_what_is_trained() -> None:
 
 def test_every_stage_of_a_small_preset_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "TRIALS", 1)
-    for stage in ("vae", "env", "inverse", "distill"):
+    for stage in ("vae", "decoder", "env", "inverse", "distill"):
         text = describe(SMALL, stage, OPTIONS)
         assert f"tiny {stage}: " in text
         assert "1,000 steps" in text

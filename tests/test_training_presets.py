@@ -50,7 +50,13 @@ def test_svd_has_the_published_parameters(network: str) -> None:
 
 @pytest.mark.parametrize(
     ("network", "folder"),
-    [("inverse_unet", "inverse/unet"), ("forward_unet", "forward/unet"), ("env_encoder", "env_encoder"), ("vae", "vae")],
+    [
+        ("inverse_unet", "inverse/unet"),
+        ("forward_unet", "forward/unet"),
+        ("env_encoder", "env_encoder"),
+        ("vae", "vae"),
+        ("small_decoder", "decoder_small"),
+    ],
 )
 def test_the_shipped_weights_fit_tiny(network: str, folder: str) -> None:
     """Name by name and shape by shape; the first convolution may be from before the classical picture."""

@@ -67,6 +67,11 @@ class Common:
         *values.one("auto|8GB|12GB|24GB|max", values.choice("--memory", ("auto", "8GB", "12GB", "24GB", "max")), "auto"),
     ] = "auto"
     """Memory of the device that the networks may use; auto takes what is free. When it runs out the job goes on with less."""
+    decoder: Annotated[
+        Literal["full", "small"] | None,
+        *values.one("full|small", values.choice("--decoder", ("full", "small")), "the model's own"),
+    ] = None
+    """What makes pictures of the networks' results: the model's full decoder, or a small one that takes a tenth of the time."""
     compile: values.Flag = False
     """Compile the networks: a wait at the start, then faster."""
     overwrite: values.Flag = False
@@ -81,6 +86,8 @@ class Buffers:
 
     buffers: BufferNames = ()
     """Which to make: basecolor normal depth roughness metallic (the default), diffuse_albedo."""
+    unguided: values.Flag = False
+    """Do not sharpen the buffers by the frames where the model asks for it (tiny does)."""
 
     @property
     def buffer_names(self) -> tuple[str, ...]:
@@ -170,7 +177,7 @@ class Forward(Lighting, Common):
 class Relight(Lighting, Buffers, Common):
     """From a video or image to the same shot under new lights: inverse, then forward.
 
-    Writes what `inverse` and `forward` write (default: png and mp4). A run that was stopped continues where it was.
+    Writes what `inverse` and `forward` write (default: png and mp4). A run that was stopped continues at the frame where it was.
     """
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]

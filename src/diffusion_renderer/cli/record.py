@@ -2,7 +2,7 @@
 
 A result is complete when its record is finished, was made from the same input with the same settings by the same version of
 the package, and all its files are there. The record is written unfinished before the first file and finished after the last
-one, always atomically.
+one, always atomically. Where an unfinished result goes on is `resuming`'s.
 """
 
 from __future__ import annotations

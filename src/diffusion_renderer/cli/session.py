@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_renderer import io, pipelines
-from diffusion_renderer.cli.options import Common, Lighting
+from diffusion_renderer.cli.options import Buffers, Common, Lighting
 from diffusion_renderer.cli.progress import Progress
 from diffusion_renderer.cli.record import Result, fingerprint
+from diffusion_renderer.cli.resuming import Continued
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.sources import GBufferSource
@@ -29,6 +30,7 @@ from diffusion_renderer.editing import (
 )
 from diffusion_renderer.io.background import BackgroundWriter
 from diffusion_renderer.models import Kind
+from diffusion_renderer.pipelines.diffusion import DiffusionRenderer
 
 KINDS: tuple[Kind, Kind] = ("inverse", "forward")
 #: Formats that hold every frame of a G-buffer, so that it can be read back.
@@ -60,20 +62,21 @@ class Models:
 
     @cached_property
     def inverse(self) -> pipelines.InverseRenderer:
-        return self._run_as_asked(pipelines.load_inverse(self.inverse_name, device=self.device))
+        pipelines.set_threads()
+        return pipelines.load_inverse(self.inverse_name, device=self.device, **self._running)
 
     @cached_property
     def forward(self) -> pipelines.ForwardRenderer:
-        return self._run_as_asked(load_forward(self.forward_name, device=self.device, geometry=self.geometry))
-
-    def _run_as_asked(self, renderer: Any) -> Any:
-        """With the memory and compilation of the options, which classical renderers do not have."""
         pipelines.set_threads()
+        return load_forward(self.forward_name, device=self.device, geometry=self.geometry, **self._running)
+
+    @cached_property
+    def _running(self) -> dict[str, Any]:
+        """Memory, which both renderers share, and compilation, as the options say."""
         if self.running is None:
-            return renderer
-        if self.running.compile:
-            renderer = pipelines.compiled(renderer, self.say)
-        return pipelines.limit_memory(renderer, self.running.memory, self.say)
+            return {}
+        budget = pipelines.MemoryBudget(self.running.memory)
+        return {"memory": budget, "decoder": self.running.decoder, "compile": self.running.compile, "say": self.say}
 
     def check(self, *kinds: Kind) -> None:
         """Find (or download) the models and check their kind, so that a mistake shows before an hour's work, not after it."""
@@ -102,6 +105,7 @@ class Session:
             **self._settings(self.models.inverse_name),
             "input": fingerprint(path),
             "buffers": list(buffers),
+            "guided": self._guided,
             "frames": frames,
         }
         return Result(self.out, name, "gbuffers", made_from)
@@ -144,21 +148,26 @@ class Session:
         clip = replace(io.open_clip(path, frames=result.made_from["frames"]), name=result.name)
         for shot in shots:
             shot.rotations(len(clip))
-        pieces = self.renderers.inverse.stream(clip, buffers=buffers, **self._call_options())
-        first = next(pieces)  # the network is done with the whole clip: from here on files are written
         files = frame_names(result.name, len(clip), buffers, self.formats, "gbuffer")
+        run = self._continued(result, self.renderers.inverse, len(clip), buffers, "gbuffer", whole=keep)
+        pieces = self.renderers.inverse.stream(
+            clip, buffers=buffers, guided=self._guided, **self._call_options(), **run.options
+        )
+        first = next(pieces)  # whatever is wrong with the clip or the options shows before anything is written
         if first.mask is not None and "png" in self.formats:
             files += frame_names(result.name, len(clip), ("mask",), ("png",), "")
         kept: list[GBuffer] = []
 
         def write() -> None:
-            with BackgroundWriter(io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers)) as writer:
-                for piece in self._counted(chain([first], pieces), len(clip), "writing G-buffers"):
+            target = run.noting(io.GBufferWriter(self.out, result.name, clip.fps, self.formats, buffers, first=run.first))
+            with BackgroundWriter(target) as writer:
+                for piece in self._counted(chain([first], pieces), run.first, len(clip), "writing G-buffers"):
                     writer.write(piece)
                     if keep:
                         kept.append(piece)
 
         result.write(files, write)
+        run.end()
         self._report(result.name, "*")
         return GBuffer.join(kept, len(clip)) if keep else None
 
@@ -170,23 +179,38 @@ class Session:
         environment = scaled(light.environment, self._scale(light.environment, lighting.light_scale, forward))
         camera = shot.cameras(len(gbuffer))
         gbuffer, rotations = play(gbuffer, shot)
-        pieces = forward.stream(gbuffer, environment, camera=camera, rotations=rotations, **options)
+        run = self._continued(result, forward, len(gbuffer), ("rgb",), "rgb")
+        pieces = forward.stream(gbuffer, environment, camera=camera, rotations=rotations, **options, **run.options)
         first = next(pieces)
 
         def write() -> None:
-            with BackgroundWriter(io.ClipWriter(self.out, result.name, gbuffer.fps, self.formats)) as writer:
-                for piece in self._counted(chain([first], pieces), len(gbuffer), "writing frames"):
+            target = run.noting(io.ClipWriter(self.out, result.name, gbuffer.fps, self.formats, run.first))
+            with BackgroundWriter(target) as writer:
+                for piece in self._counted(chain([first], pieces), run.first, len(gbuffer), "writing frames"):
                     writer.write(piece)
             if shot.camera is not None:
                 io.write_cameras(shot.camera, self.out / result.name / "cameras.json")
 
         files = frame_names(result.name, len(gbuffer), ("rgb",), self.formats, "rgb")
         result.write([*files, f"{result.name}/cameras.json"] if shot.camera is not None else files, write)
+        run.end()
         self._report(result.name, "rgb")
 
-    def _counted(self, pieces: Iterator[Any], total: int, what: str) -> Iterator[Any]:
-        """The pieces, each reported when the writer has taken it."""
-        done = 0
+    def _continued(
+        self, result: Result, renderer: Any, frames: int, buffers: Sequence[str], layered: str, whole: bool = False
+    ) -> Continued:
+        """How a result goes on in the middle. Classical renderers begin it again, and so does every renderer where no format
+        holds frames (a video cannot be appended to) or the ``whole`` result is needed in memory."""
+        held = [name for name in self.formats if name in FRAME_FORMATS]
+        can = isinstance(renderer, DiffusionRenderer) and bool(held) and not whole
+
+        def files(before: int) -> list[str]:
+            return frame_names(result.name, before, buffers, held, layered)
+
+        return Continued(result, can, frames, files, self.progress.say, self.options.overwrite)
+
+    def _counted(self, pieces: Iterator[Any], done: int, total: int, what: str) -> Iterator[Any]:
+        """The pieces that come after ``done`` frames, each reported when the writer has taken it."""
         for piece in pieces:
             yield piece
             done += len(piece)
@@ -206,10 +230,16 @@ class Session:
             "solver": options.solver,
             # What saves memory may change the pictures; what "auto" chooses does not.
             "memory": None if options.memory in ("auto", "max") else options.memory,
+            "decoder": options.decoder,
             "seed": options.seed,
             "size": options.size,
             "formats": list(self.formats),
         }
+
+    @property
+    def _guided(self) -> bool | None:
+        """Whether the frames sharpen the buffers that are made; None for the model's own."""
+        return False if isinstance(self.options, Buffers) and self.options.unguided else None
 
     def _call_options(self) -> dict[str, Any]:
         options = self.options

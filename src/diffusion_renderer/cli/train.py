@@ -13,7 +13,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 
 # As in training.options and training.session, which are not imported here: the help must not load torch.
-STAGES = ("vae", "env", "inverse", "forward", "distill")
+STAGES = ("vae", "decoder", "env", "inverse", "forward", "distill")
 ACTIONS = (*STAGES, "autolabel", "all")
 METHODS = ("regression", "trajectory", "consistency")
 PHASES = ("render", "vae", "env", "inverse", "forward", "evaluate")
@@ -61,9 +61,9 @@ def _share(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one stage: vae first, then env, inverse and forward; forward needs vae and env, inverse vae. distill makes
-    students of few steps of a renderer of the run; autolabel makes shards of real videos for forward; all does everything
-    within --max-minutes: render, train, assemble, evaluate.
+    """Train one stage: vae first, then env, inverse and forward; forward needs vae and env, inverse vae. decoder makes a
+    small decoder for vae; distill makes students of few steps of a renderer of the run; autolabel makes shards of real videos
+    for forward; all does everything but decoder and distill within --max-minutes: render, train, assemble, evaluate.
 
     Run again with the same -o to continue. Checkpoints, a CSV log, sample sheets, the settings (config.json) and the exported
     network go to OUT/<stage>; `weights assemble` makes a model folder of them. On several GPUs start it with `accelerate

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 from diffusion_renderer.cli import values
 from diffusion_renderer.core.errors import InputError
 
-COMPONENTS = ("unet", "vae", "env_encoder", "lora")
+COMPONENTS = ("unet", "vae", "decoder_small", "env_encoder", "lora")
 KINDS = ("inverse", "forward")
 
 
@@ -145,8 +145,8 @@ def describe(folder: Path) -> Iterator[str]:
         total += count
         if files:
             size = sum(file.stat().st_size for file in files)
-            yield f"{name:<12}{count:>15,} parameters, {size / 1e6:,.1f} MB"
-    yield f"{'all':<12}{total:>15,} parameters"
+            yield f"{name:<14}{count:>13,} parameters, {size / 1e6:,.1f} MB"
+    yield f"{'all':<14}{total:>13,} parameters"
     for title, path in (
         ("settings", folder / "renderer.json"),
         ("scheduler", folder / "scheduler" / "scheduler_config.json"),

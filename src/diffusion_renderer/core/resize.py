@@ -31,8 +31,12 @@ class Fit:
 
     def undo(self, images: Float[Tensor, "frames channels _h _w"]) -> Float[Tensor, "frames channels _height _width"]:
         """Images of the padded size back to the source's size."""
+        return resize(self.unpad(images), self.source)
+
+    def unpad(self, images: Float[Tensor, "frames channels _h _w"]) -> Float[Tensor, "frames channels _height _width"]:
+        """Images of the padded size without their padding, of size ``inner``."""
         width, height = self.inner
-        return resize(images[..., :height, :width], self.source)
+        return images[..., :height, :width]
 
 
 def fit_size(source: tuple[int, int], multiple: int, area: int | None = None, size: tuple[int, int] | None = None) -> Fit:

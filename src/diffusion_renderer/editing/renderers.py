@@ -16,7 +16,8 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import nearest
 from diffusion_renderer.core.types import GBuffer
 from diffusion_renderer.models import Kind, check_kind
-from diffusion_renderer.pipelines import MODEL_NAMES, ForwardRenderer
+from diffusion_renderer.pipelines import MODEL_NAMES, Decoder, ForwardRenderer, MemoryBudget
+from diffusion_renderer.pipelines.memory import Say
 from diffusion_renderer.render import RENDERERS, Prior, Surface, load_renderer
 
 #: Every short name of a forward renderer.
@@ -29,6 +30,10 @@ def load_forward(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     geometry: Path | None = None,
+    memory: str | MemoryBudget | None = None,
+    decoder: Decoder | None = None,
+    compile: bool = False,
+    say: Say | None = None,
 ) -> ForwardRenderer:
     """Load a forward renderer.
 
@@ -38,6 +43,7 @@ def load_forward(
     device : where it runs; None takes a GPU where there is one.
     dtype : of the diffusion model's networks; the classical renderers compute in float32.
     geometry : the scene's file for ``pathtrace``, which shows G-buffers' cameras and not their pixels.
+    memory, decoder, compile, say : of the diffusion model, as for `pipelines.load_inverse`; nothing to the classical renderers.
 
     ``ssrt`` and ``pathtrace`` are denoised with Open Image Denoise where it is installed. Raises InputError for an unknown
     name, a checkpoint of another kind, and ``pathtrace`` without a geometry.
@@ -45,7 +51,8 @@ def load_forward(
     check_model(name_or_path, "forward", geometry)
     name = str(name_or_path)
     if name not in RENDERERS:
-        return pipelines.load_forward(name_or_path, device=device, dtype=dtype, prior=Prior)
+        running = {"memory": memory, "decoder": decoder, "compile": compile, "say": say}
+        return pipelines.load_forward(name_or_path, device=device, dtype=dtype, prior=Prior, **running)
     if name == "splitsum":
         return load_renderer(name, device=device)
     if name == "ssrt":

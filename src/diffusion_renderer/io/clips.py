@@ -14,11 +14,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import Clip
+from diffusion_renderer.io.exr import to_half
 from diffusion_renderer.io.images import IMAGE_SUFFIXES, in_parallel, read_rgb, to_tensor, write_image
-from diffusion_renderer.io.layout import FORMATS, clip_name, clip_rate, existing, frame_files, list_clips, no_frames, note_rate
+from diffusion_renderer.io.layout import (
+    FORMATS,
+    clip_name,
+    clip_rate,
+    existing,
+    frame_files,
+    list_clips,
+    no_frames,
+    note_rate,
+    require_frame,
+)
 from diffusion_renderer.io.video import VIDEO_SUFFIXES, WRITTEN_SUFFIXES, VideoWriter, iter_video, video_rate, write_video
 
 
@@ -122,12 +134,21 @@ def open_clip(path: str | Path, *, frames: int | None = None) -> ClipFile:
 
 
 class ClipWriter:
-    """Writes a clip piece by piece, as `write_clip` does into a folder. A context manager: videos appear when it succeeds."""
+    """Writes a clip piece by piece, as `write_clip` does into a folder. A context manager: videos appear when it succeeds.
 
-    def __init__(self, path: str | Path, name: str, fps: float, formats: Sequence[str] = ("png",)) -> None:
+    A video beside frames shows what their files hold, so that one continued from them is the same.
+
+    Parameters
+    ----------
+    first : number of the first frame that is to come. The files of those before it must be there in every other format: a
+        video begins with them. InputError at the first `write` where they are not.
+    """
+
+    def __init__(self, path: str | Path, name: str, fps: float, formats: Sequence[str] = ("png",), first: int = 0) -> None:
         for suffix in formats:
             check_name("output format", suffix, FORMATS)
-        self.folder, self._fps, self._count = Path(path) / name, fps, 0
+        self.folder, self._fps, self._count = Path(path) / name, fps, first
+        self._earlier = first
         self._suffixes = [suffix for suffix in ("png", "exr") if suffix in formats]
         self._video = VideoWriter(Path(path) / f"{name}.rgb.mp4", fps) if "mp4" in formats else None
 
@@ -142,8 +163,13 @@ class ClipWriter:
             for index, frame in enumerate(clip.frames)
         )
         in_parallel(lambda job: write_image(*job), jobs)
-        for frame in clip.frames if self._video else ():
-            self._video.write(frame)
+        if self._video is not None:
+            for number in range(self._earlier):
+                earlier = require_frame(self.folder, number, "rgb", next(iter(self._suffixes), None))
+                self._video.write(read_rgb(earlier))
+            self._earlier = 0
+            for frame in clip.frames:
+                self._video.write(_as_in_exr(frame) if self._suffixes == ["exr"] else frame)
         self._count += len(clip)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -178,6 +204,12 @@ def write_clip(clip: Clip, path: str | Path, *, formats: Sequence[str] = ("png",
     with ClipWriter(path, clip.name, clip.fps, formats) as writer:
         writer.write(clip)
     return writer.folder if {"png", "exr"} & set(formats) else path
+
+
+def _as_in_exr(image: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+    """What is read back from an EXR with the image."""
+    linear = torch.from_numpy(to_half(srgb_eotf(image.detach()).cpu().numpy()).astype(np.float32))
+    return srgb_oetf(linear.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0))
 
 
 def _one_clip(path: Path) -> Path:

@@ -49,14 +49,16 @@ def read_exr(path: Path) -> dict[str, np.ndarray]:
 
 def write_exr(path: Path, channels: dict[str, np.ndarray]) -> Path:
     """Write channels (``height width`` each) as half floats, ZIP-compressed; finite values are clamped to the half range."""
-    half = {}
-    for name, pixels in channels.items():
-        clamped = np.where(np.isfinite(pixels), np.clip(pixels, -HALF_MAX, HALF_MAX), pixels)
-        half[name] = np.ascontiguousarray(clamped.astype(np.float16))
+    half = {name: np.ascontiguousarray(to_half(pixels)) for name, pixels in channels.items()}
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     with atomic_path(path) as temporary, OpenEXR.File(header, half) as file:
         file.write(str(temporary))
     return path
+
+
+def to_half(pixels: np.ndarray) -> np.ndarray:
+    """Half floats as they are written: finite values clamped to what is finite there, the others kept."""
+    return np.where(np.isfinite(pixels), np.clip(pixels, -HALF_MAX, HALF_MAX), pixels).astype(np.float16)
 
 
 def layer(channels: dict[str, np.ndarray], name: str, letters: str) -> np.ndarray | None:

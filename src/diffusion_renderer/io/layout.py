@@ -131,6 +131,15 @@ def no_buffers(path: Path) -> InputError:
     return InputError(f"G-buffers named <frame>.<buffer>.png in {path} (buffers: {', '.join(BUFFERS)})", found, advice)
 
 
+def require_frame(folder: Path, number: int, kind: str, suffix: str | None) -> Path:
+    """The file of a frame that was written before. InputError where there is none, or no format of frames was written."""
+    path = folder / f"{number:04d}.{kind}.{suffix}"
+    if suffix is None or not path.is_file():
+        found = "a format without frames" if suffix is None else f"no {path.name}"
+        raise InputError(f"the frames before the first one to be written in {folder}", found, "make all frames again")
+    return path
+
+
 def clip_rate(folder: Path) -> float:
     """Frames per second noted in ``clip.json``, else 24."""
     try:

@@ -6,6 +6,7 @@ from diffusion_renderer.models.env_encoder import EnvEncoder
 from diffusion_renderer.models.latents import LatentCodec
 from diffusion_renderer.models.lighting import CONCATENATED, LightCondition, LightInput, LightReader
 from diffusion_renderer.models.lora import LoraNetwork
+from diffusion_renderer.models.small_decoder import SmallDecoder
 from diffusion_renderer.models.unet import UNetCustomSpatioTemporalConditionModel
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LightInput",
     "LightReader",
     "LoraNetwork",
+    "SmallDecoder",
     "UNetCustomSpatioTemporalConditionModel",
     "check_kind",
     "download_checkpoint",

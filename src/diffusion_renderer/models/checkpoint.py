@@ -1,4 +1,5 @@
-"""Checkpoints in diffusers' folder layout: ``unet``, ``vae``, ``scheduler``, ``env_encoder``, ``lora``; safetensors only.
+"""Checkpoints in diffusers' folder layout: ``unet``, ``vae``, ``scheduler``, ``env_encoder``, ``lora``, and our own
+``decoder_small``; safetensors only.
 
 ``model_index.json`` and folders of other components are ignored: the class names in them belong to whoever saved them.
 """
@@ -19,6 +20,8 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models.autoencoder import AutoencoderKLTemporalDecoder
 from diffusion_renderer.models.env_encoder import EnvEncoder
 from diffusion_renderer.models.lora import WEIGHTS_NAME, LoraNetwork
+from diffusion_renderer.models.small_decoder import FOLDER as SMALL_DECODER
+from diffusion_renderer.models.small_decoder import SmallDecoder
 from diffusion_renderer.models.unet import UNetCustomSpatioTemporalConditionModel
 
 Kind = Literal["inverse", "forward"]
@@ -34,8 +37,8 @@ class Checkpoint:
     ----------
     scheduler : contents of ``scheduler/scheduler_config.json``; empty when there is none.
     settings : contents of ``renderer.json``; empty when there is none.
-    env_encoder, lora : None where the checkpoint has none. A forward renderer whose settings say ``"light": "concat"`` needs no
-        environment encoder (see `models.lighting`).
+    env_encoder, lora, decoder_small : None where the checkpoint has none. A forward renderer whose settings say
+        ``"light": "concat"`` needs no environment encoder (see `models.lighting`).
     """
 
     kind: Kind
@@ -46,6 +49,7 @@ class Checkpoint:
     settings: dict[str, Any]
     env_encoder: EnvEncoder | None = None
     lora: LoraNetwork | None = None
+    decoder_small: SmallDecoder | None = None
 
 
 def download_checkpoint(repository: str) -> Path:
@@ -96,6 +100,7 @@ def load_checkpoint(folder: Path, kind: Kind, *, device: torch.device, dtype: to
         settings=settings,
         env_encoder=encoder,
         lora=LoraNetwork(unet, adapter) if adapter.exists() else None,
+        decoder_small=_small_decoder(folder, vae, device),
     )
 
 
@@ -119,6 +124,20 @@ def check_kind(folder: Path, kind: Kind) -> None:
         raise InputError(
             f"an {kind} renderer in {folder}" if kind == "inverse" else f"a {kind} renderer in {folder}", found, other
         )
+
+
+def _small_decoder(folder: Path, vae: AutoencoderKLTemporalDecoder, device: torch.device) -> SmallDecoder | None:
+    """The small decoder, in the VAE's dtype; None where there is none."""
+    source = next((place / SMALL_DECODER for place in (folder, folder.parent) if (place / SMALL_DECODER).is_dir()), None)
+    if source is None:
+        return None
+    small = _load(SmallDecoder, source, vae.dtype)
+    expected = {"latent_channels": vae.config.latent_channels, "factor": 2 ** (len(vae.config.block_out_channels) - 1)}
+    found = {name: small.config[name] for name in expected}
+    if found != expected:
+        raise InputError(f"a small decoder of {expected} in {source}", str(found), "use the one that came with the VAE")
+    # On a CPU it is a quarter faster in this order, on tensor cores it is the native one.
+    return small.to(device, memory_format=torch.channels_last)
 
 
 def _component(folder: Path, name: str) -> Path:

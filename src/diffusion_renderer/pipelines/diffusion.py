@@ -49,7 +49,11 @@ class DiffusionRenderer:
         self.unet = checkpoint.unet
         self.settings = read_settings(checkpoint.kind, checkpoint.settings, str(checkpoint.folder / "renderer.json"))
         self.half = self.settings.half and self.unet.dtype == torch.float32 and has_fast_bfloat16(self.unet.device)
-        self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk, self.half)
+        small = checkpoint.decoder_small if self.settings.decoder == "small" else None
+        if self.settings.decoder == "small" and small is None:
+            advice = "take the full decoder (--decoder full), or train a small one with `diffusion-renderer train decoder`"
+            raise InputError(f"a small decoder in {checkpoint.folder}", "none", advice)
+        self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk, self.half, small)
         spacing = self.settings.timestep_spacing
         if checkpoint.scheduler:
             self.schedule = NoiseSchedule.from_config(checkpoint.scheduler, spacing)

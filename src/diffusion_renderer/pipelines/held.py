@@ -47,6 +47,10 @@ class HeldFrames:
             begin += len(piece)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def add(self, piece: Tensor) -> None:
+        """Hand over the piece behind those held, of frames that come from elsewhere."""
+        self._held.append(piece)
+
     def forget(self, before: int) -> None:
         """Let pieces go that lie before a frame as a whole."""
         while self._held and self._first + len(self._held[0]) <= before:

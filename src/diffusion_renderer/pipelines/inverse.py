@@ -20,6 +20,7 @@ from diffusion_renderer.core.types import BUFFERS, DEFAULT_BUFFERS, GBuffer
 from diffusion_renderer.models import Checkpoint
 from diffusion_renderer.pipelines.depth import DepthAlignment, apply_lines, surface_weight
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer, Tick, WindowNetwork, checked_start, no_tick, ticker
+from diffusion_renderer.pipelines.guided import guided_buffers
 from diffusion_renderer.pipelines.held import HeldFrames
 from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.pipelines.protocols import Progress
@@ -80,13 +81,15 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         solver: str | None = None,
         batch_groups: int | None = None,
         align_depth: bool = True,
+        guided: bool | None = None,
         resume: ResumePoint | None = None,
         note: Note | None = None,
     ) -> Iterator[GBuffer]:
         """The G-buffers of a clip, a few frames at a time, at its size, on the CPU.
 
         Frames come as soon as no window is to see them any more. The clip is read once, forwards, and no faster than that: with
-        n calls of the network latents of about n windows are held, and images of one piece, whatever the clip's length.
+        n calls of the network latents of about n windows are held, and images of one piece, whatever the clip's length; with
+        ``guided`` also the frames of those windows, in half precision, 6 bytes per pixel.
 
         Parameters
         ----------
@@ -99,6 +102,7 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         solver : one of `diffusion.SOLVERS`; None for the model's own.
         batch_groups : image groups that the network is given at once; None for one.
         align_depth : whether windows' depths are put on one scale.
+        guided : whether the frames sharpen the buffers, see `RendererSettings`; None for the model's own.
         resume, note : ``note`` is called with a `ResumePoint` when the frames before it have been used; given as ``resume``,
             with the same other options, the frames from there on come, and they are the same.
 
@@ -112,17 +116,18 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         begin, read = self.first_frames(frames, steps, solver, point.frame)
         call = Call(frames, steps, seed, self.fit(clip.size, size), solver, point, begin, read, note, progress)
         decoded = tuple(group for group in self.settings.groups if wanted & set(group))
-        asked = _Asked(tuple(buffers), self.settings.groups if self.settings.joint else decoded, decoded)
-        return self._pieces(clip, call, asked, batch_groups, align_depth)
+        guided = self.settings.guided if guided is None else guided
+        asked = _Asked(tuple(buffers), self.settings.groups if self.settings.joint else decoded, decoded, align_depth, guided)
+        return self._pieces(clip, call, asked, batch_groups)
 
-    def _pieces(
-        self, clip: ClipSource, call: Call, asked: _Asked, batch_groups: int | None, align_depth: bool
-    ) -> Iterator[GBuffer]:
-        condition = HeldFrames(self._encoded(clip, call), call.read)
+    def _pieces(self, clip: ClipSource, call: Call, asked: _Asked, batch_groups: int | None) -> Iterator[GBuffer]:
+        # The frames are read for the network, before their buffers are made: what these need of them is kept until then.
+        guide = HeldFrames(iter(()), call.begin) if asked.guided else None
+        condition = HeldFrames(self._encoded(clip, call, guide), call.read)
         network = self._network(condition, asked.groups, batch_groups)
         tick, noise = ticker(call.progress, "buffers"), self._noise(asked.groups, call)
         sampled = self.sample_stream(network, noise, call.frames, call.steps, tick, call.solver, call.begin)
-        alignment = self._alignment(asked, call) if align_depth else None
+        alignment = self._alignment(asked, call) if asked.align_depth else None
 
         def latents() -> Iterator[Tensor]:
             for part in sampled:
@@ -136,9 +141,12 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         for chunk in self.chunks(call.frames, call.begin):
             parts = dict(zip(asked.groups, made[chunk].chunk(len(asked.groups), dim=1), strict=True))
             lines = None if alignment is None else alignment.take(chunk)
-            found = self._decoded({group: parts[group] for group in asked.decoded}, call.fit, lines)
+            frames = None if guide is None else guide[chunk].float()
+            found = self._decoded({group: parts[group] for group in asked.decoded}, call.fit, lines, frames)
             del parts
             made.forget(chunk.stop)
+            if guide is not None:
+                guide.forget(chunk.stop)
             piece = replace(GBuffer(fps=clip.fps, name=clip.name), **{name: found[name] for name in asked.buffers})
             yield piece[max(0, call.point.frame - chunk.start) :]
             if chunk.stop < call.frames:
@@ -146,14 +154,24 @@ class DiffusionInverseRenderer(DiffusionRenderer):
                 call.used(chunk.stop, known)
 
     def _decoded(
-        self, latents: dict[tuple[str, ...], Tensor], fit: Fit, lines: Float[Tensor, "frames 2"] | None
+        self,
+        latents: dict[tuple[str, ...], Tensor],
+        fit: Fit,
+        lines: Float[Tensor, "frames 2"] | None,
+        guide: Float[Tensor, "frames 3 height width"] | None,
     ) -> dict[str, Tensor]:
-        """All buffers of some frames, at the input's size, on the CPU; ``lines`` of depth as `DepthAlignment` gives them."""
+        """All buffers of some frames, at the input's size, on the CPU; ``lines`` of depth as `DepthAlignment` gives them.
+
+        ``guide`` is those frames, at the input's size; None to scale the buffers up without.
+        """
+        images = {group: self.decode(part).to(device="cpu", dtype=torch.float32) for group, part in latents.items()}
         made: dict[str, Tensor] = {}
-        for group, part in latents.items():
-            images = self.decode(part).to(device="cpu", dtype=torch.float32)
-            # Back to the input's size first, so that normals are unit vectors at that size.
-            made.update(unpack_image(group, fit.undo(images)))
+        # Back to the input's size first, so that normals are unit vectors at that size.
+        if guide is not None:
+            made = guided_buffers({group: fit.unpad(image) for group, image in images.items()}, guide)
+        else:
+            for group, image in images.items():
+                made.update(unpack_image(group, fit.undo(image)))
         if lines is not None and bool((lines != torch.tensor([1.0, 0.0])).any()):
             made["depth"] = apply_lines(made["depth"], lines)
         made.update(self._calibrated(made))
@@ -243,21 +261,31 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         derived = "diffuse_albedo" in buffers and "diffuse_albedo" not in self.settings.buffers
         return set(buffers) - {"diffuse_albedo"} | set(_ALBEDO_FROM) if derived else set(buffers)
 
-    def _encoded(self, clip: ClipSource, call: Call) -> Iterator[Float[Tensor, "frames channels _h _w"]]:
-        """Condition latents of the clip, a piece at a time, from the piece that begins with frame ``call.read`` on."""
+    def _encoded(
+        self, clip: ClipSource, call: Call, guide: HeldFrames | None
+    ) -> Iterator[Float[Tensor, "frames channels _h _w"]]:
+        """Condition latents of the clip, a piece at a time, from the piece that begins with frame ``call.read`` on.
+
+        ``guide`` is handed the frames from ``call.begin`` on.
+        """
         tick, done = ticker(call.progress, "encoding"), 0
         for chunk in clip.chunks(self.codec.chunk):
             done += len(chunk)
             if done > call.read:
-                latents = self.encode(call.fit.apply(chunk.frames.clamp(0.0, 1.0)))
+                frames = chunk.frames.clamp(0.0, 1.0)
+                latents = self.encode(call.fit.apply(frames))
+                if guide is not None and done > call.begin:
+                    guide.add(frames.half())
                 tick(done, call.frames)
                 yield latents
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """Buffers that were asked for, the image groups whose latents are made, and those of them that are decoded."""
+    """Buffers that were asked for, the image groups whose latents are made, those of them that are decoded, and how."""
 
     buffers: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
     decoded: tuple[tuple[str, ...], ...]
+    align_depth: bool
+    guided: bool

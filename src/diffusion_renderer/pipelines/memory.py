@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -19,11 +20,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.types import Clip, GBuffer
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer
 from diffusion_renderer.pipelines.forward import DiffusionForwardRenderer
 from diffusion_renderer.pipelines.inverse import DiffusionInverseRenderer
 from diffusion_renderer.pipelines.offload import Offload
+from diffusion_renderer.pipelines.resuming import Note, ResumePoint
 
 #: What ``--memory`` takes beside "auto" and "max", in bytes.
 BUDGETS = {"8GB": 8 * 10**9, "12GB": 12 * 10**9, "24GB": 24 * 10**9}
@@ -97,19 +98,63 @@ class SlicedAttention:
         return torch.cat([self.whole(attn, part, None, **rest) for part in hidden_states.chunk(SLICES)])
 
 
+class MemoryBudget:
+    """What several renderers may use of a device together: what one holds counts against the others.
+
+    Given as ``memory`` to the loaders of all of them; each of them has one of its own where a word is given. Not for renderers
+    that work at the same time: only weights are counted, which stay, and not what a call makes and lets go.
+
+    Parameters
+    ----------
+    memory : one of `MEMORY_NAMES`. Raises InputError for another word.
+    """
+
+    def __init__(self, memory: str) -> None:
+        if memory not in MEMORY_NAMES:
+            raise InputError(f"a memory limit, one of {', '.join(MEMORY_NAMES)}", repr(memory), "for example --memory 8GB")
+        self.memory = memory
+        self._members: WeakSet[MemoryManager] = WeakSet()
+        self._free: dict[torch.device, int] = {}
+
+    @property
+    def lossless(self) -> bool:
+        """Whether a plan that changes the result may only follow when memory ran out."""
+        return self.memory == "auto"
+
+    def join(self, member: MemoryManager) -> None:
+        """Count a renderer, which has been loaded; "auto" measures here what is free beside all that are counted."""
+        self._members.add(member)
+        if self.memory == "auto":
+            held = sum(each.held for each in self._members if each.device == member.device)
+            self._free[member.device] = int(USABLE * available_bytes(member.device)) + held
+
+    def left(self, member: MemoryManager) -> int | None:
+        """Bytes for one of the renderers, its weights among them; None without a limit."""
+        if self.memory == "max":
+            return None
+        total = self._free[member.device] if self.memory == "auto" else BUDGETS[self.memory]
+        return total - sum(each.held for each in self._members if each is not member and each.device == member.device)
+
+
 class MemoryManager:
     """Which plan a renderer's networks run with. Plans only go down, towards less memory: they change the networks."""
 
-    def __init__(self, renderer: DiffusionRenderer, budget: int | None, say: Say, lossless: bool = False) -> None:
+    def __init__(self, renderer: DiffusionRenderer, budget: MemoryBudget, say: Say) -> None:
         lora = renderer.checkpoint.lora
         self._trees = [renderer.unet] if lora is None else [renderer.unet, lora.adapted]
         self._renderer, self._budget, self._say = renderer, budget, say
-        self._lowest = max(level for level, plan in enumerate(PLANS) if plan.lossless) if lossless else len(PLANS) - 1
+        self._lowest = max(level for level, plan in enumerate(PLANS) if plan.lossless) if budget.lossless else len(PLANS) - 1
         self.device, self.level, self.lock = renderer.unet.device, 0, RLock()
         networks = [self._trees, [renderer.checkpoint.vae]]
         if renderer.checkpoint.env_encoder is not None:
             networks.append([renderer.checkpoint.env_encoder])
         self.offload = Offload(networks, self.device)
+        budget.join(self)
+
+    @property
+    def held(self) -> int:
+        """Bytes of weights that lie on the device now."""
+        return weight_bytes(self._renderer) - self.offload.waiting_bytes
 
     @property
     def plan(self) -> MemoryPlan:
@@ -118,10 +163,11 @@ class MemoryManager:
 
     def prepare(self, pixels: int) -> None:
         """Go down to the first plan whose need for images of so many pixels is within the budget; to the lowest if none is."""
-        if self._budget is None:
+        budget = self._budget.left(self)
+        if budget is None:
             return
         needs = [needed_bytes(self._renderer, plan, pixels) for plan in PLANS]
-        fitting = (level for level, need in enumerate(needs) if need <= self._budget)
+        fitting = (level for level, need in enumerate(needs) if need <= budget)
         self._go(max(self.level, min(next(fitting, len(PLANS) - 1), self._lowest)))
 
     def step_down(self) -> bool:
@@ -164,13 +210,15 @@ class Managed(DiffusionRenderer):
         with self.memory.lock:
             self.memory.prepare(inner[0] * inner[1])
 
-        def start() -> Iterator[Any]:
+        asked, told = options.pop("resume", None), options.pop("note", None)
+
+        def start(point: ResumePoint | None, note: Note) -> Iterator[Any]:
             view = copy.copy(self)
             # Of its own: another call that runs out of memory must not change how many frames this one decodes at once.
             view.codec = replace(self.codec, chunk=min(self.codec.chunk, self.memory.plan.chunk or self.codec.chunk))
-            return super(Managed, view).stream(source, *args, **options)
+            return super(Managed, view).stream(source, *args, resume=point, note=note, **options)
 
-        return resumed(start, start(), self.memory)
+        return resumed(start, self.memory, asked, told)
 
 
 class ManagedInverseRenderer(Managed, DiffusionInverseRenderer):
@@ -181,36 +229,52 @@ class ManagedForwardRenderer(Managed, DiffusionForwardRenderer):
     """`DiffusionForwardRenderer` within a memory budget."""
 
 
-def limit_memory(renderer: Renderer, memory: str | None, say: Say | None = None) -> Renderer:
+def limit_memory(renderer: Renderer, memory: str | MemoryBudget | None, say: Say | None = None) -> Renderer:
     """The renderer, keeping within ``memory``; one that is no diffusion renderer is returned as it is.
 
     Parameters
     ----------
     memory : one of `MEMORY_NAMES`: "auto" measures what is free and takes a plan that does not change the result; "max" saves
         nothing until memory runs out; None returns the renderer as it is, without the fallback. When memory runs out all the
-        same, any plan may follow.
+        same, any plan may follow. A `MemoryBudget` is shared with the other renderers that are given it.
     say : is told in one line when memory ran out; the default prints it on stderr.
 
     The networks are changed and must not be used through other renderers. Raises InputError for another word.
     """
     if memory is None:
         return renderer
-    if memory not in MEMORY_NAMES:
-        raise InputError(f"a memory limit, one of {', '.join(MEMORY_NAMES)}", repr(memory), "for example --memory 8GB")
+    budget = memory if isinstance(memory, MemoryBudget) else MemoryBudget(memory)
     kinds = {DiffusionInverseRenderer: ManagedInverseRenderer, DiffusionForwardRenderer: ManagedForwardRenderer}
     if type(renderer) not in kinds:
         return renderer
-    device = renderer.unet.device
-    budget = None if memory == "max" else BUDGETS.get(memory) or int(USABLE * available_bytes(device)) + weight_bytes(renderer)
     managed = copy.copy(renderer)
     managed.__class__ = kinds[type(renderer)]
-    managed.memory = MemoryManager(managed, budget, say or partial(print, file=sys.stderr, flush=True), memory == "auto")
+    managed.memory = MemoryManager(managed, budget, say or partial(print, file=sys.stderr, flush=True))
     return managed
 
 
-def resumed(start: Callable[[], Iterator[Any]], pieces: Iterator[Any], memory: MemoryManager) -> Iterator[Any]:
-    """The pieces of a stream; when memory runs out it is started again with the next plan and what came already is left out."""
-    done, position = 0, 0
+#: Starts a stream at a point, with what is to be told the later ones.
+Start = Callable[[ResumePoint | None, Note], Iterator[Any]]
+
+
+def resumed(start: Start, memory: MemoryManager, point: ResumePoint | None, told: Note | None) -> Iterator[Any]:
+    """The pieces of a stream; when memory runs out it goes on with the next plan, at the frames that have not come yet.
+
+    ``point`` and ``told`` are the caller's ``resume`` and ``note``. The stream is started here, so that mistakes of the caller
+    show at once.
+    """
+    here = point
+
+    def note(reached: ResumePoint) -> None:
+        nonlocal here
+        here = reached
+        if told is not None:
+            told(reached)
+
+    return _resumed(lambda: start(here, note), start(here, note), memory)
+
+
+def _resumed(again: Callable[[], Iterator[Any]], pieces: Iterator[Any], memory: MemoryManager) -> Iterator[Any]:
     try:
         while True:
             piece, failure = None, None
@@ -222,29 +286,19 @@ def resumed(start: Callable[[], Iterator[Any]], pieces: Iterator[Any], memory: M
                     raise
                 failure = error.with_traceback(None)  # its frames hold the tensors that there was no room beside
             if failure is not None:
-                pieces, position = iter(()), 0
+                pieces = iter(())
                 with memory.lock:
                     if not memory.step_down():
                         raise failure
-                pieces = start()
+                # A renderer notes a piece before it begins with the next one, so nothing comes twice.
+                pieces = again()
             elif piece is None:
                 return
             else:
-                position += len(piece)
-                if position > done:
-                    new = last_frames(piece, position - done)
-                    done = position
-                    yield new
+                yield piece
     finally:
         with memory.lock:
             memory.offload.park()
-
-
-def last_frames(piece: Clip | GBuffer, frames: int) -> Clip | GBuffer:
-    """The last ``frames`` frames of a piece."""
-    if frames >= len(piece):
-        return piece
-    return replace(piece, frames=piece.frames[-frames:]) if isinstance(piece, Clip) else piece[len(piece) - frames :]
 
 
 def slice_layers(network: nn.Module) -> None:
@@ -302,7 +356,8 @@ def weight_bytes(renderer: DiffusionRenderer) -> int:
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be had on a device: a GPU's, or main memory that the system can hand out without swapping."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # PyTorch keeps what calls let go for later ones: to the device it is taken, to us it is free.
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

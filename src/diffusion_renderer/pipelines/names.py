@@ -12,6 +12,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import nearest
 from diffusion_renderer.io.fingerprint import fingerprint
 from diffusion_renderer.models import Kind, download_checkpoint
+from diffusion_renderer.models.small_decoder import FOLDER as SMALL_DECODER
 
 #: The models trained by this project, inside the package.
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -77,7 +78,8 @@ def weights_fingerprint(name_or_path: str | Path) -> str | None:
     folder = local_folder(name_or_path)
     if folder is None:
         return None
-    shared = [folder.parent / name for name in ("vae", "env_encoder") if not any(folder.rglob(name))]
+    beside = ("vae", "env_encoder", SMALL_DECODER) if (folder.parent / SMALL_DECODER).is_dir() else ("vae", "env_encoder")
+    shared = [folder.parent / name for name in beside if not any(folder.rglob(name))]
     return " ".join(fingerprint(part) for part in (folder, *shared))
 
 

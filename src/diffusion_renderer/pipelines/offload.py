@@ -56,6 +56,13 @@ class Offload:
         """The blocks whose weights are on the device."""
         return set(self._parameters) - self._waiting
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the weights that wait in main memory."""
+        with self._lock:
+            waiting = [parameter for block in self._waiting for parameter in self._parameters[block]]
+        return sum(parameter.numel() * parameter.element_size() for parameter in waiting)
+
     def set_mode(self, mode: str) -> None:
         """Change what lies on the device from now on; with "none" everything is brought back."""
         with self._lock:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.pipelines.windows import blend_weights
 
 
 def frame_changes(video: Float[Tensor, "frames channels height width"]) -> Float[Tensor, " pairs"]:
@@ -30,6 +31,21 @@ def border_pairs(windows: Sequence[slice]) -> list[int]:
     return sorted(pairs)
 
 
+def handover_pairs(windows: Sequence[slice], overlap: int) -> list[int]:
+    """Pairs of neighbouring frames in which the shares of the windows change faster than in the average pair.
+
+    For windows that share half of their frames or more, where every pair lies between two windows: there `border_pairs` are
+    all pairs. ``windows`` and ``overlap`` are those of `plan_windows`.
+    """
+    frames = windows[-1].stop
+    shares = torch.zeros(len(windows), frames)
+    for share, window, weight in zip(shares, windows, blend_weights(list(windows), overlap), strict=True):
+        share[window] = weight
+    shares /= shares.sum(dim=0)
+    changes = shares.diff(dim=1).abs().sum(dim=0)
+    return [pair for pair, change in enumerate(changes.tolist()) if change > float(changes.mean()) + 1e-6]
+
+
 def seam_ratio(video: Float[Tensor, "frames channels height width"], borders: Sequence[int]) -> float:
     """Mean frame-to-frame change at borders over that inside windows: 1 where nothing shows.
 
@@ -37,7 +53,7 @@ def seam_ratio(video: Float[Tensor, "frames channels height width"], borders: Se
 
     Parameters
     ----------
-    borders : pairs of frames as `border_pairs` lists them.
+    borders : pairs of frames as `border_pairs` or `handover_pairs` lists them.
 
     Raises InputError when there are no borders, or nothing but borders.
     """

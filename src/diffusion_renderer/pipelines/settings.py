@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
@@ -12,6 +12,9 @@ from diffusion_renderer.core.packing import UNPACKED, embedding_index
 from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS
 from diffusion_renderer.diffusion import SOLVERS
 from diffusion_renderer.models import CONCATENATED, Kind, LightCondition
+
+#: What makes images of latents.
+Decoder = Literal["full", "small"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ class RendererSettings:
     calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
         ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
         come from clips that are neither trained nor scored on.
+    guided : an inverse renderer's buffers are sharpened by the frames, which show where things end (see `pipelines.guided`).
+        For models that see small images and whose decoder is soft; False as published.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
     solver : of a call that does not say; one of `diffusion.SOLVERS`.
     working_area : clips are scaled to about this many pixels; None keeps their own size.
     window : frames per window; None takes ``num_frames`` of the UNet.
     overlap : frames that neighbouring windows share; None takes a quarter of the window.
     decode_chunk : frames encoded and decoded at once; the VAE's decoder sees only those together.
+    decoder : "full", the VAE's own, or "small", one made for it (see `models.small_decoder`).
     half : run the UNet and the decoder in bfloat16 (autocast) on a CPU that computes with it (AVX-512 BF16, AMX), where they
         are in float32; elsewhere nothing changes.
     condition_scaled : whether condition latents are multiplied by the VAE's factor.
@@ -56,6 +62,7 @@ class RendererSettings:
     prior: str | None = None
     residual: bool = False
     calibration: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    guided: bool = False
     default_steps: int = 20
     default_guidance: float = 1.0
     default_lora_scale: float = 0.0
@@ -64,6 +71,7 @@ class RendererSettings:
     window: int | None = None
     overlap: int | None = None
     decode_chunk: int = 8
+    decoder: Decoder = "full"
     half: bool = False
     condition_scaled: bool = False
     initial_noise: bool = True
@@ -110,6 +118,8 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
             known["groups"] = tuple(tuple(group) for group in known["groups"])
             for group in known["groups"]:
                 embedding_index(group)
+        if known.get("decoder", "full") not in get_args(Decoder):
+            raise ValueError(f"decoder {known['decoder']!r}, which is neither {' nor '.join(get_args(Decoder))}")
         if known.get("light", "encoder") not in CONCATENATED:
             raise ValueError(f"light {known['light']!r}, which is neither {' nor '.join(CONCATENATED)}")
         if "calibration" in known:

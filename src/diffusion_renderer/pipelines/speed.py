@@ -84,7 +84,7 @@ def channels_last(renderer: Renderer) -> Renderer:
 
 
 def compiled(renderer: Renderer, say: Say | None = None, backend: str = "inductor") -> Renderer:
-    """A renderer whose UNet and VAE decoder are compiled by ``torch.compile`` at their first call, for every size anew.
+    """A renderer whose UNet and decoder are compiled by ``torch.compile`` at their first call, for every size anew.
 
     Where compiling or running the compiled network fails, the plain one takes over for good, and ``say`` is told in one line
     (default: printed on stderr). On CUDA the compiled networks are replayed as CUDA graphs. Renderers that are not diffusion
@@ -94,7 +94,8 @@ def compiled(renderer: Renderer, say: Say | None = None, backend: str = "inducto
         return renderer
     tell = say or partial(print, file=sys.stderr, flush=True)
     options = {"mode": "reduce-overhead"} if renderer.unet.device.type == "cuda" else {}
-    for network in (renderer.unet, renderer.checkpoint.vae.decoder):
+    decoder = renderer.checkpoint.vae.decoder if renderer.codec.small is None else renderer.codec.small
+    for network in (renderer.unet, decoder):
         plain = network.forward
         network.forward = Compiled(plain, torch.compile(plain, backend=backend, dynamic=False, **options), tell)
     return renderer

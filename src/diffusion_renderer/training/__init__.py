@@ -25,7 +25,7 @@ __all__ = ["STAGES", "TrainOptions", "TrainState", "assemble", "describe", "stag
 def train(stage: str, options: TrainOptions, preset: str = "tiny") -> TrainState:
     """Train one stage of a preset: `vae`, then `env`, `inverse` and `forward`, which need the ones before them, then `distill`.
 
-    `inverse`, and `forward` where its light is concatenated, need only `vae`; `distill` needs its teacher.
+    `decoder`, `inverse`, and `forward` where its light is concatenated, need only `vae`; `distill` needs its teacher.
 
     Continues a run found in ``options.out``; stops at ``max_steps`` or ``max_minutes``; leaves checkpoints, a CSV log, sample
     sheets, the exported network, the effective settings and the list of the assets seen in `stage_folder`. Several processes,
@@ -126,6 +126,7 @@ def _lay_out(stage: str, options: TrainOptions, preset: Preset) -> None:
 
 def _build(stage: str, options: TrainOptions, preset: Preset, data: Mixture) -> Stage:
     """The stage with its network, on the device of this process."""
+    from diffusion_renderer.training.decoder import DecoderStage
     from diffusion_renderer.training.distill import DistillStage
     from diffusion_renderer.training.env import EnvStage
     from diffusion_renderer.training.forward import ForwardStage
@@ -134,5 +135,5 @@ def _build(stage: str, options: TrainOptions, preset: Preset, data: Mixture) -> 
 
     if stage in ("vae", "env"):
         return {"vae": VaeStage, "env": EnvStage}[stage](preset, data, options)
-    kind = {"inverse": InverseStage, "forward": ForwardStage, "distill": DistillStage}[stage]
-    return kind(preset, load_vae(options.out), data, options)
+    later = {"decoder": DecoderStage, "inverse": InverseStage, "forward": ForwardStage, "distill": DistillStage}
+    return later[stage](preset, load_vae(options.out), data, options)

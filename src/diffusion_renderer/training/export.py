@@ -20,6 +20,7 @@ from diffusion_renderer.training.record import extend_record, read_record
 #: Part of the model -> folder of the run that the stage wrote.
 PARTS = {
     "vae": "vae/vae",
+    "decoder_small": "decoder/decoder_small",
     "env_encoder": "env/env_encoder",
     "inverse/unet": "inverse/unet",
     "inverse/scheduler": "inverse/scheduler",

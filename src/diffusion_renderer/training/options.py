@@ -14,7 +14,7 @@ from diffusion_renderer.models import LightCondition
 from diffusion_renderer.training.data import DataSource
 
 #: The stages that train a network, in the order in which they depend on each other.
-STAGES = ("vae", "env", "inverse", "forward", "distill")
+STAGES = ("vae", "decoder", "env", "inverse", "forward", "distill")
 
 Precision = Literal["bf16", "fp32"]
 Renderer = Literal["inverse", "forward"]

@@ -15,10 +15,10 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.cost import Call, Cost, measure
+from diffusion_renderer.training.crops import CROP
 from diffusion_renderer.training.latent import ENCODED_PIXELS
 from diffusion_renderer.training.options import STAGES, TrainOptions
 from diffusion_renderer.training.presets import Preset
-from diffusion_renderer.training.vae import CROP
 
 #: Numbers of GPUs for which a plan is printed.
 CLUSTERS = (1, 8, 64)
@@ -221,6 +221,12 @@ class _Work:
 def _work(preset: Preset, stage: str, options: TrainOptions) -> _Work:
     if stage == "vae":
         return _Work(lambda: _autoencoder(preset), _reconstructed, (), 1, CROP, can_checkpoint=False)
+    if stage == "decoder":
+        side = CROP // preset.factor
+        make = lambda network: network(torch.zeros(1, preset.latent_channels, side, side))  # noqa: E731
+        taught = lambda vae: vae.decode(torch.zeros(1, preset.latent_channels, side, side), num_frames=1).sample  # noqa: E731
+        frozen = (_encoding(preset, CROP, 1), (preset.vae, taught, 1.0))
+        return _Work(preset.small_decoder, make, frozen, 1, CROP, can_checkpoint=False)
     if stage == "env":
         side = preset.env_size // preset.factor
         frozen = (_encoding(preset, preset.env_size, len(preset.labels)),)

@@ -14,6 +14,7 @@ from diffusion_renderer.models import (
     EnvEncoder,
     Kind,
     LightCondition,
+    SmallDecoder,
     UNetCustomSpatioTemporalConditionModel,
 )
 
@@ -30,6 +31,7 @@ class LearningRates:
     """Peak of AdamW's learning rate in each stage. The defaults are for networks that start from nothing."""
 
     vae: float = 4e-4
+    decoder: float = 1e-3
     env: float = 1e-3
     inverse: float = 1.5e-3
     forward: float = 1.5e-3
@@ -53,6 +55,8 @@ class Preset:
     patch_encoder : the autoencoder's encoder is one linear map per patch (see `models.autoencoder`).
     frozen_vae : the autoencoder is taken as it is (from Stable Video Diffusion, see `training.svd`) and has no stage.
     vae_scale : factor of the latents of a frozen autoencoder; the stage `vae` measures that of another.
+    decoder_scales, decoder_widths, decoder_layers : of the small decoder (see `models.small_decoder`).
+    decoder_teacher : share of the small decoder's loss that is taken to what the full one makes, the rest to the images.
     layers : residual blocks per level of UNets, autoencoder and environment encoder.
     head_width : channels of one attention head of the UNets.
     inverse_attention : levels of the inverse renderer's UNet that have attention; see `FORWARD_ATTENTION` for the other.
@@ -81,6 +85,10 @@ class Preset:
     patch_encoder: bool = True
     frozen_vae: bool = False
     vae_scale: float = 1.0
+    decoder_scales: tuple[int, ...] = (1, 4)
+    decoder_widths: tuple[int, ...] = (96, 24)
+    decoder_layers: tuple[int, ...] = (2, 1)
+    decoder_teacher: float = 0.5
     layers: int = 1
     head_width: int = 32
     inverse_attention: tuple[int, ...] = (1, 2)
@@ -132,6 +140,12 @@ class Preset:
             norm_num_groups=self.norm_groups,
             patch_encoder=self.patch_encoder,
         )
+
+    def small_decoder(self) -> SmallDecoder:
+        """The small decoder, untrained; scales finer than the image are left out."""
+        count = sum(scale <= self.factor for scale in self.decoder_scales)
+        sizes = (self.decoder_scales, self.decoder_widths, self.decoder_layers)
+        return SmallDecoder(self.latent_channels, self.factor, *(values[:count] for values in sizes))
 
     def _unet_options(self, widths: tuple[int, ...], attention: tuple[int, ...]) -> dict[str, Any]:
         levels = range(len(widths))
@@ -219,7 +233,9 @@ class Preset:
             # Windows of few frames show where they meet; half of each is cheap beside decoding (see docs/performance.md).
             same["overlap"] = self.window // 2
             same["half"] = True
-            return {**sizes, **same, "env_antialias": True}
+            # Small images, a soft decoder: the frames know where things end (see docs/buffers.md).
+            frames = {"guided": True} if kind == "inverse" else {}
+            return {**sizes, **same, **frames, "env_antialias": True}
         if kind == "inverse":
             return {**sizes, "default_steps": 20, "default_guidance": 1.0, "condition_scaled": False}
         guided = {"default_steps": 20, "default_guidance": 1.2, "condition_scaled": True, "timestep_spacing": "trailing"}
@@ -245,6 +261,7 @@ TINY = Preset(
     window=8,
     prior="ssrt",
     residual=True,
+    decoder_teacher=0.0,
 )
 
 #: The published sizes, to start from Stable Video Diffusion (`training.svd`). Samples follow the noise levels of SVD's own
@@ -265,6 +282,9 @@ SVD = Preset(
     patch_encoder=False,
     frozen_vae=True,
     vae_scale=0.18215,
+    decoder_scales=(1, 2, 4),
+    decoder_widths=(128, 64, 32),
+    decoder_layers=(3, 3, 3),
     layers=2,
     head_width=64,
     inverse_attention=(0, 1, 2),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
+from diffusion_renderer.training.crops import draw_crop, sample_images
 from diffusion_renderer.training.data import Mixture, draw_part
 from diffusion_renderer.training.images import evenly, network_images
 from diffusion_renderer.training.initial import initialize_autoencoder
-from diffusion_renderer.training.lights import varied_light_images
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
-from diffusion_renderer.training.steps import Item, Part
+from diffusion_renderer.training.steps import Part
 
 #: Weight of the differences of neighbouring pixels (edges) beside L1.
 EDGE_WEIGHT = 0.5
@@ -31,8 +30,6 @@ KL_WEIGHT = 1e-6
 BASIS_FRAMES, SCALE_FRAMES = 512, 64
 #: Noise on latents that have none of their own, as a share of their deviation: what the diffusion models make is never exact.
 LATENT_NOISE = 0.03
-#: Side of the training crops, pixels.
-CROP = 64
 #: Share of the steps that see stills and clips: crops of so many frames train the decoder's temporal layers.
 LENGTHS = {1: 0.75, 4: 0.25}
 #: Share of the stills that are environment images.
@@ -95,7 +92,9 @@ class VaeStage:
         initialize_autoencoder(self.vae)
         noise = None
         if preset.patch_encoder:
-            self.vae.encoder.set_basis(principal_patches(self._samples(BASIS_FRAMES), preset.latent_channels, preset.factor))
+            self.vae.encoder.set_basis(
+                principal_patches(sample_images(self.data, self.preset, BASIS_FRAMES), preset.latent_channels, preset.factor)
+            )
             for half in (self.vae.encoder, self.vae.quant_conv):
                 half.requires_grad_(False)
             noise = LATENT_NOISE / self._measure_scale()
@@ -108,38 +107,17 @@ class VaeStage:
 
     def losses(self, network: nn.Module, part: Part) -> tuple[Float[Tensor, "items"], dict[str, float]]:
         """L1 + edges + KL of every item, and the peak signal-to-noise ratio, dB."""
-        target = 2 * torch.stack([self._crop(item, part) for item in part.items]).to(self.device) - 1
+        crops = [draw_crop(item, part, self.preset, lights=LIGHT_SHARE) for item in part.items]
+        target = 2 * torch.stack(crops).to(self.device) - 1
         size = (self.preset.latent_channels, target.shape[-2] // self.preset.factor, target.shape[-1] // self.preset.factor)
         shape = (target.shape[1], *size)
         noise = torch.stack([torch.randn(shape, generator=item.generator("noise")) for item in part.items])
         decoded, divergence = network(target, noise.to(self.device))
         error = decoded - target
-        losses = _mean(error.abs()) + EDGE_WEIGHT * sum(_mean(error.diff(dim=dim).abs()) for dim in (-1, -2))
+        losses = edge_loss(error)
         if not self.preset.patch_encoder:
             losses = losses + KL_WEIGHT * divergence
         return losses, {"psnr": -10 * torch.log10((error.detach() ** 2).mean() / 4).item()}
-
-    def _crop(self, item: Item, part: Part) -> Float[Tensor, "frames 3 crop crop"]:
-        """A random crop of a random kind of image that the clip has."""
-        store, generator = part.store, item.generator("crop")
-        height, width = store.size
-        crop = min(CROP, height, width)
-        frames = torch.tensor(item.frames)
-        if len(frames) == 1 and float(torch.rand((), generator=generator)) < LIGHT_SHARE and store.lit[frames[0]]:
-            return self._light(item, part, crop)
-        images, known = network_images(store, frames[None], self.preset.groups)
-        kinds = known[0].all(dim=0).nonzero()[:, 0]
-        kind, top, left = (
-            int(torch.randint(high, (), generator=generator)) for high in (len(kinds), height - crop + 1, width - crop + 1)
-        )
-        return images[0, :, kinds[kind], :, top : top + crop, left : left + crop]
-
-    def _light(self, item: Item, part: Part, crop: int) -> Float[Tensor, "1 3 crop crop"]:
-        """One of the environment images of the clip's light, varied."""
-        radiance = part.store.light[part.store.clip[item.frames[0]]].float()
-        seen = varied_light_images(radiance, self.preset.env_size, item.generator("light"))[0]
-        chosen = int(torch.randint(3, (), generator=item.generator("kind")))
-        return F.interpolate(seen[None, chosen], size=(crop, crop), mode="bilinear", antialias=True)
 
     def sheet(self) -> Tensor:
         """Three frames; every kind of image above its reconstruction."""
@@ -163,18 +141,12 @@ class VaeStage:
         self.vae.encoder, self.vae.quant_conv, self.vae.decoder = network.encoder, network.quant_conv, network.decoder
         return self.vae
 
-    def _samples(self, count: int) -> Iterable[Float[Tensor, "images 3 _h _w"]]:
-        """Images in [-1, 1] of frames spread over the data, all kinds that they have."""
-        for store, index in evenly(self.data, count):
-            for some in index.split(64):
-                images, known = network_images(store, some[:, None], self.preset.groups)
-                yield 2 * images[known] - 1
-
     @torch.no_grad()
     def _measure_scale(self) -> float:
         """Set the factor that gives the latents unit variance over the data."""
         device = next(self.vae.parameters()).device
-        modes = [self.vae.encode(some.to(device)).latent_dist.mode().flatten() for some in self._samples(SCALE_FRAMES)]
+        images = sample_images(self.data, self.preset, SCALE_FRAMES)
+        modes = [self.vae.encode(some.to(device)).latent_dist.mode().flatten() for some in images]
         scale = float(1 / torch.cat(modes).std())
         self.vae.register_to_config(scaling_factor=scale)
         return scale
@@ -204,6 +176,11 @@ def load_vae(run: Path) -> AutoencoderKLTemporalDecoder:
     if not (folder / "config.json").exists():
         raise InputError(f"a trained autoencoder in {folder}", "none", "run `diffusion-renderer train vae` first")
     return AutoencoderKLTemporalDecoder.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
+
+
+def edge_loss(error: Float[Tensor, "items frames 3 height width"]) -> Float[Tensor, "items"]:
+    """L1 of every item's error, and of its differences of neighbouring pixels."""
+    return _mean(error.abs()) + EDGE_WEIGHT * sum(_mean(error.diff(dim=dim).abs()) for dim in (-1, -2))
 
 
 def _mean(values: Float[Tensor, "items frames 3 _h _w"]) -> Float[Tensor, "items"]:
