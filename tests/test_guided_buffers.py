@@ -11,6 +11,7 @@ import torch
 from models_random import GROUPS, save_model
 from torch import Tensor
 
+from diffusion_renderer.cli import main
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.resize import resize
 from diffusion_renderer.core.types import Clip, GBuffer
@@ -183,3 +184,15 @@ def test_guidance_is_off_unless_the_model_or_the_call_asks_for_it(guided: Diffus
     assert all(torch.equal(getattr(guided(clip, guided=False), name), tensor) for name, tensor in off.tensors())
     assert all(torch.equal(getattr(plain(clip, guided=True), name), tensor) for name, tensor in on.tensors())
     assert not torch.allclose(on.depth, off.depth, atol=1e-3)
+
+
+def test_the_command_line_leaves_guidance_out_when_asked(guided: DiffusionInverseRenderer, tmp_path: Path) -> None:
+    image = Clip(random(1, 3, 32, 40), name="shot").write(tmp_path / "shot") / "0000.rgb.png"
+    made = {}
+    for options in ((), ("--unguided",)):
+        words = ["inverse", str(image), "-o", str(tmp_path / "out"), "--model", str(guided.checkpoint.folder), *options]
+        assert main([*words, "--format", "exr", "--device", "cpu", "--buffers", "roughness"]) == 0
+        (file,) = (tmp_path / "out").rglob("*.exr")
+        made[options] = file.read_bytes()
+    # The second is not taken for a result that is there already.
+    assert made[()] != made["--unguided",]

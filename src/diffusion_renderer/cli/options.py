@@ -177,7 +177,7 @@ class Forward(Lighting, Common):
 class Relight(Lighting, Buffers, Common):
     """From a video or image to the same shot under new lights: inverse, then forward.
 
-    Writes what `inverse` and `forward` write (default: png and mp4). A run that was stopped continues at the frame where it was.
+    Writes what `inverse` and `forward` write (default: png and mp4). A run that was stopped goes on at the frame where it was.
     """
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import may_be_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
-from diffusion_renderer.core.resize import Fit, resize
+from diffusion_renderer.core.resize import Fit
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import EnvironmentImages, environment_images
@@ -95,9 +94,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         """The shot under ``light``, a few frames at a time, at the G-buffers' size, on the CPU.
 
         Frames come as soon as no window is to see them any more, and the G-buffers are read forwards, no faster than that, and
-        depth before all else for its range. A model with ``settings.residual`` reads them twice where its picture is made at
-        their size. Where depth lies in [0, 1] it is made at the network's size: an inverse renderer has estimated such buffers
-        at about that, and shading what was only scaled up draws edges that are nowhere in the shot.
+        depth before all else for its range. A model with ``settings.residual`` reads them twice where they are larger than what
+        the network sees: its picture is made at their size. Buffers that were only scaled up make it draw edges that are
+        nowhere in the shot; those that an inverse renderer sharpened by the frames (``settings.guided``) do not.
 
         Parameters
         ----------
@@ -134,8 +133,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
         # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
         shown: dict[int, Tensor] = {}
-        enlarged = gbuffer.size == call.fit.inner or may_be_relative(lit.depth_range)
-        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if enlarged else None), call.read)
+        made_already = gbuffer.size == call.fit.inner
+        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if made_already else None), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
         width, height = (side // self.codec.factor for side in call.fit.padded)
         shape, needed = (self.codec.channels, height, width), 0
@@ -163,9 +162,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
             if part is not None:
                 return lit.pictures(part, chunk, part.size)[0] + change
-            return resize(torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]), gbuffer.size) + change
+            return torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]) + change
 
-        parts = repeat(None) if enlarged or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
+        parts = repeat(None) if made_already or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
             frames = images(chunk, part).clamp(0.0, 1.0)
             for frame in [frame for frame in shown if frame < chunk.stop]:
