@@ -188,6 +188,22 @@ def test_training_makes_it_better_than_linear(run: Path, data: Mixture, tmp_path
     assert (tmp_path / "next/decoder/decoder_small/config.json").exists()
 
 
+def test_what_was_trained_is_used(data: Mixture, run: Path, tmp_path: Path) -> None:
+    """And one of another autoencoder does not stay in the model's folder."""
+    out, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(run / "vae", out / "vae")
+    DecoderStage(COARSE, load_vae(out), data, options(out, 1)).export(out / "decoder")
+    (out / "inverse/unet").mkdir(parents=True)
+    for name in ("renderer.json", "unet/config.json"):
+        (out / "inverse" / name).write_text('{"window": 3}')
+    assemble(out, model)
+    assert json.loads((model / "inverse/renderer.json").read_text()) == {"window": 3, "decoder": "small"}
+    shutil.rmtree(out / "decoder")
+    assemble(out, model)
+    assert json.loads((model / "inverse/renderer.json").read_text()) == {"window": 3}
+    assert not (model / "decoder_small").exists()
+
+
 def test_the_full_decoder_teaches_as_much_as_the_preset_says(run: Path, data: Mixture) -> None:
     vae = load_vae(run)
     part = DecoderStage(COARSE, vae, data, options(run, 1)).plan(0)[0]

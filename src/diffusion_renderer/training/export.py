@@ -35,6 +35,7 @@ def assemble(run: Path, out: Path) -> int:
 
     The two renderers share the autoencoder, which lies beside them; the environment encoder lies there as well, except where
     the forward renderer reads its light by concatenation. A stage that has not run yet is left out. InputError when none has.
+    A small decoder that was trained is what the renderers use, unless a call says otherwise.
     training.json says of every stage how long it was trained and which assets it has seen (see `datagen.assets.record`).
     """
     found = {part: run / source for part, source in PARTS.items() if (run / source).is_dir()}
@@ -58,10 +59,14 @@ def assemble(run: Path, out: Path) -> int:
                 halves = {name: value.half().contiguous() for name, value in load_file(path).items()}
                 save_file(halves, target / path.name, metadata={"format": "pt"})
                 total += (target / path.name).stat().st_size
+    if "decoder_small" not in found:
+        # That of a model that was here before reads other latents.
+        shutil.rmtree(out / "decoder_small", ignore_errors=True)
     for kind in ("inverse", "forward"):
-        settings = run / kind / "renderer.json"
-        if settings.exists():
-            shutil.copy(settings, out / kind / "renderer.json")
+        if (run / kind / "renderer.json").exists():
+            chosen = {"decoder": "small"} if "decoder_small" in found else {}
+            settings = {**_settings(run / kind), **chosen}
+            (out / kind / "renderer.json").write_text(json.dumps(settings, indent=2))
     stages = [stage for stage in STAGES if (run / stage).is_dir() and (encoder or stage != "env")]
     records = {stage: _record(run / stage) for stage in stages}
     (out / "training.json").write_text(json.dumps(records, indent=2))
@@ -111,9 +116,9 @@ def _light(forward: Path) -> str:
     return _settings(forward).get("light", "encoder")
 
 
-def _settings(forward: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> dict[str, Any]:
     """What renderer.json in a folder says; nothing where there is none."""
-    path = forward / "renderer.json"
+    path = folder / "renderer.json"
     if not path.exists():
         return {}
     try:
