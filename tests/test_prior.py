@@ -130,6 +130,24 @@ def test_a_network_that_has_nothing_to_add_leaves_the_picture_as_it_is(tmp_path:
         load_forward(wrong, device="cpu")
 
 
+def test_small_differences_are_taken_for_noise(tmp_path: Path) -> None:
+    """Every pixel of the change is drawn towards 0 by the threshold."""
+    settings: dict[str, Any] = {"groups": GROUPS, "prior": "splitsum", "residual": True, "initial_noise": False}
+    frames = {}
+    for noise in (0.0, 0.02):
+        model = save_model(tmp_path / f"{noise}", "forward", conditions=len(GROUPS) + 1, residual_noise=noise, **settings)
+        frames[noise] = load_forward(model, device="cpu", prior=Prior)(SAMPLE.gbuffer, LIGHT, camera=CAMERA, steps=1).frames
+    picture = Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, torch.eye(3).expand(6, 3, 3))
+    whole, kept = frames[0.0] - picture, frames[0.02] - picture
+    inside = (frames[0.0] > 0) & (frames[0.0] < 1)
+    expected = whole.sign() * (whole.abs() - 0.02).clamp_min(0)
+    # Measured: 6e-8.
+    assert inside.float().mean() > 0.1 and torch.allclose(kept[inside], expected[inside], atol=1e-6)
+    with pytest.raises(InputError, match="residual_noise 2"):
+        wrong = save_model(tmp_path / "wrong", "forward", conditions=len(GROUPS) + 1, residual_noise=2, **settings)
+        load_forward(wrong, device="cpu", prior=Prior)
+
+
 def test_training_stores_the_pictures_and_varies_them_as_the_video(tmp_path: Path) -> None:
     write_samples(tmp_path / "data", [synthetic_clip(seed) for seed in (1, 2)], progress=False)
     store = load_frames((tmp_path / "data",), tmp_path / "cache", "splitsum")

@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -160,6 +161,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
             start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
             change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
+            change = F.softshrink(change, self.settings.residual_noise)
             if part is not None:
                 return lit.pictures(part, chunk, part.size)[0] + change
             return torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]) + change

@@ -33,6 +33,8 @@ class RendererSettings:
         groups (see `render.prior`); None for the published ones, which are given none.
     residual : what a forward renderer with a prior makes is the difference between the latents of the video and of the picture.
         The difference that it makes to the decoded picture is added to the picture itself, at the G-buffers' size.
+    residual_noise : differences of a residual model below this are taken for its noise, and larger ones made smaller by as much
+        (soft threshold; Donoho 1995), in sRGB values; 0 takes them as they are.
     calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
         ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
         come from clips that are neither trained nor scored on.
@@ -61,6 +63,7 @@ class RendererSettings:
     light: LightCondition = "encoder"
     prior: str | None = None
     residual: bool = False
+    residual_noise: float = 0.0
     calibration: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     guided: bool = False
     default_steps: int = 20
@@ -128,6 +131,8 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
             raise ValueError(f"prior {known['prior']!r}, which is no name")
         if known.get("residual") and known.get("prior") is None:
             raise ValueError("residual without a prior that it is added to")
+        if not 0 <= float(known.get("residual_noise", 0)) < 1:
+            raise ValueError(f"residual_noise {known['residual_noise']}, not a difference in [0, 1)")
         if known.get("light_luminance") is not None:
             low, high = (float(value) for value in known["light_luminance"])
             if not 0 < low <= high:
