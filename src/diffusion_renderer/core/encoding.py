@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.core.geometry import lengths
 from diffusion_renderer.core.types import BUFFER_CHANNELS
 
 #: Depth that lies in [0, 1] and begins below this is relative. Not 0: an inverse renderer's nearest pixel is only near 0.
@@ -80,7 +81,7 @@ def decode_buffer(
         return srgb_eotf(image)
     if name == "normal":
         vector = 2 * image - 1
-        length = vector.norm(dim=1, keepdim=True)
+        length = lengths(vector, dim=1)
         return torch.where(length < 0.25, torch.zeros_like(vector), vector / length.clamp_min(1e-6))
     return image
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.geometry import lengths
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
 
 #: Horizontal field of view in degrees where no camera is known.
@@ -72,13 +73,15 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     basecolor, normal, roughness, metallic = (
         rearrange(getattr(gbuffer, name), "f c h w -> f h w c") for name in ("basecolor", "normal", "roughness", "metallic")
     )
+    # Operations over its last axis are several times slower while the values of a pixel lie apart.
+    normal = normal.contiguous()
     fov = basecolor.new_full((frames,), DEFAULT_FOV) if camera is None else camera.fov_x.to(basecolor)
     focal = width / (2 * torch.tan(torch.deg2rad(fov) / 2))
     ray = pixel_rays(height, width, focal)
     view = -torch.nn.functional.normalize(ray, dim=-1)
     relative = is_relative(gbuffer.depth_range()) if relative is None else relative
     depth, seen = metric_depth(gbuffer, relative)
-    length = normal.norm(dim=-1)
+    length = lengths(gbuffer.normal, dim=1)[:, 0]
     seen = seen & (length > 0.1)
     towards = torch.where(seen[..., None], normal / length.clamp_min(0.1)[..., None], view)
     return Surface(
