@@ -60,7 +60,8 @@ def make_inputs(frames: int, size: int, turning: bool) -> dict[str, Any]:
     z = (1 - x**2 - y**2).clamp_min(0).sqrt()
     normal = torch.nn.functional.normalize(torch.stack((x, y, z), dim=1), dim=1) * inside
     bands = (0.5 + 0.5 * torch.sin(torch.stack((7 * x, 9 * y, 5 * x + 5 * y), dim=1))) * inside
-    depth = torch.where(inside, 3 - z[:, None], torch.inf)
+    # Relative, as an inverse renderer gives it: what is relit here stands for a video's own buffers.
+    depth = torch.where(inside, 0.9 * (1 - z[:, None]), 1.0)
     gbuffer = GBuffer(bands, normal, depth, (0.2 + 0.6 * bands[:, :1]) * inside, (bands[:, 1:2] > 0.8).float())
     lamp = torch.tensor([0.4, 0.7, 0.6])[:, None, None]
     shade = (normal * lamp).sum(dim=1, keepdim=True).clamp_min(0) + 0.2
