@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from models_random import GROUPS, save_model
 from torch import Tensor
+from watched_clip import Watched
 
 from diffusion_renderer.cli import main
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
@@ -138,25 +137,6 @@ def test_enlarging_is_the_plain_form(small: tuple[int, int], large: tuple[int, i
 def guided(tmp_path_factory: pytest.TempPathFactory) -> DiffusionInverseRenderer:
     settings = {"groups": GROUPS, "decode_chunk": 2, "working_area": 256, "guided": True}
     return load_inverse(save_model(tmp_path_factory.mktemp("models") / "guided", "inverse", **settings), device="cpu")
-
-
-@dataclass
-class Watched:
-    """A clip that counts how often each of its pieces is read."""
-
-    clip: Clip
-    read: list[int] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.clip, name)
-
-    def __len__(self) -> int:
-        return len(self.clip)
-
-    def chunks(self, frames: int) -> Iterator[Clip]:
-        for start in range(0, len(self.clip), frames):
-            self.read.append(start)
-            yield self.clip[start : start + frames]
 
 
 def test_a_stream_reads_once_and_goes_on_with_the_same_frames(guided: DiffusionInverseRenderer, unchecked: None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from models_random import save_model
 from torch import Tensor
+from watched_clip import Watched
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import rotation_y
@@ -144,25 +144,6 @@ def test_content_decides_the_key() -> None:
     a = random(1, 3, 4, 4)
     assert content_key(a, True) == content_key(a.clone(), True)
     assert len({content_key(a, True), content_key(a, False), content_key(a + 1e-7, True), content_key(a.mT, True)}) == 4
-
-
-@dataclass
-class Watched:
-    """A clip that says how far it has been read."""
-
-    clip: Clip
-    read: list[int] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.clip, name)
-
-    def __len__(self) -> int:
-        return len(self.clip)
-
-    def chunks(self, frames: int) -> Iterator[Clip]:
-        for start in range(0, len(self.clip), frames):
-            self.read.append(start)
-            yield self.clip[start : start + frames]
 
 
 def test_a_clip_is_read_once_and_no_faster_than_its_buffers_come(inverse: DiffusionInverseRenderer, unchecked: None) -> None:

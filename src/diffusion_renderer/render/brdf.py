@@ -64,9 +64,9 @@ def evaluate_specular(
     metallic: Float[Tensor, "*#shape 1"],
 ) -> Float[Tensor, "... 3"]:
     """The specular lobe alone, as `evaluate`: ``F D G / (4 n.v)``."""
-    _, vh = half_vector(view, light)
+    half, vh = half_vector(view, light)
     fresnel = (1 - metallic) * fresnel_dielectric(vh) + metallic * schlick(basecolor, vh)
-    return fresnel * microfacet(normal, view, light, roughness)
+    return fresnel * _lobe(normal, view, light, half, roughness)
 
 
 def microfacet(
@@ -76,8 +76,12 @@ def microfacet(
     roughness: Float[Tensor, "*#shape 1"],
 ) -> Float[Tensor, "... 1"]:
     """``D G1(v) G1(l) / (4 n.v)``: the specular lobe times the cosine, without its Fresnel term."""
+    return _lobe(normal, view, light, half_vector(view, light)[0], roughness)
+
+
+def _lobe(normal: Tensor, view: Tensor, light: Tensor, half: Tensor, roughness: Tensor) -> Tensor:
+    """`microfacet` for a half vector that is known."""
     nl, nv, alpha = _dot(normal, light), _dot(normal, view), alpha_of(roughness)
-    half, _ = half_vector(view, light)
     above = (nl > 0) & (nv > 0)
     # G1(x) = 2 x / _smith(x), so that the two cosines below the fraction cancel and nothing is divided by 0.
     lobe = ggx(normal, half, alpha) * nl / (_smith(nl, alpha) * _smith(nv, alpha))
