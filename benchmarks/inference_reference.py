@@ -2,7 +2,8 @@
 
 Every buffer is a job of its own, with its own encoding of the clip; the light is encoded for every frame whether it turns or
 not; guidance doubles the batch; keys and values are computed at every step, for every frame and, in time, for every pixel;
-everything is eager; clips longer than the window are unrelated chunks. The sampler is diffusers' Euler scheduler.
+everything is eager, in diffusers' own blocks; clips longer than the window are unrelated chunks. The sampler is diffusers'
+Euler scheduler.
 
 This is a reconstruction from the paper, the published settings and diffusers' SVD pipeline, not the published program.
 """
@@ -25,6 +26,7 @@ from diffusion_renderer.core.packing import JOINT_INDEX, UNPACKED, embedding_ind
 from diffusion_renderer.core.types import BUFFERS, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import environment_images
 from diffusion_renderer.models import Kind, load_checkpoint
+from diffusion_renderer.models.temporal_decoder import use_diffusers_blocks
 from diffusion_renderer.training.presets import SVD
 
 #: What `renderer.json` may leave out.
@@ -77,6 +79,7 @@ class Reference:
         checkpoint = load_checkpoint(folder, kind, device=device, dtype=dtype)
         self.unet, self.vae, self.env_encoder = checkpoint.unet, checkpoint.vae, checkpoint.env_encoder
         as_published(self.unet)
+        use_diffusers_blocks(self.vae)
         self.settings = DEFAULTS[kind] | checkpoint.settings
         if kind == "forward" and self.env_encoder is None:
             raise InputError("a forward renderer with an environment encoder", f"none in {folder}", "give another model")

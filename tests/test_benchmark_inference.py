@@ -72,7 +72,9 @@ def test_both_orders_make_the_same(tmp_path: Path, model: Path, capsys: pytest.C
     # The clip is encoded once, not five times; a light that turns is encoded for every frame in both.
     encodes = [row["work"]["encode"]["flops"] for row in (reference, package)]
     assert encodes[0] / encodes[1] == pytest.approx((5 + 5 + 3) / (1 + 5 + 3))
-    assert reference["work"]["decode"]["flops"] == package["work"]["decode"]["flops"]
+    # The reference decodes in diffusers' blocks; doubling and convolving in one step saves a part of one layer here.
+    decodes = [row["work"]["decode"]["flops"] for row in (reference, package)]
+    assert 0.8 < decodes[1] / decodes[0] < 1
     table = capsys.readouterr().out.splitlines()
     assert len({line.count("|") for line in table if line.startswith("|")}) == 1
 

@@ -46,7 +46,7 @@ def test_the_names_are_those_of_the_options() -> None:
 def test_everything_is_passed_on(calls: list, tmp_path: Path) -> None:
     line = (
         "distill --data a b=0.5 --data c --preset tiny --max-steps 7 --max-minutes 2 --batch 3 --accumulate 2 --checkpointing"
-        " --learning-rate 1e-4 --warmup 0 --ema 0.9 --seed 5 --save-minutes 1 --save-steps 9 --keep 2 --explode 7"
+        " --learning-rate 1e-4 --warmup 0 --decay 0 --ema 0.9 --seed 5 --save-minutes 1 --save-steps 9 --keep 2 --explode 7"
         " --sheet-steps 0 --tensorboard --no-augment --max-bad 0.5 --precision fp32 --start-from tiny --light concat"
         " --lora-rank 0 --real-share 0.25 --teacher inverse --student-steps 2 --method regression --teacher-steps 8"
         " --teacher-guidance 1.5 --device cpu"
@@ -62,6 +62,7 @@ def test_everything_is_passed_on(calls: list, tmp_path: Path) -> None:
         checkpointing=True,
         learning_rate=1e-4,
         warmup=0,
+        decay=0.0,
         ema=0.9,
         seed=5,
         save_minutes=1.0,
@@ -120,7 +121,7 @@ def test_the_command_line_counts_before_the_file(calls: list, tmp_path: Path) ->
         ("inverse --data a --light concat", "found stage inverse"),
         ("all --share drawing=1", "--share to be one of render"),
         ("all --share render=much", "--share to be a number"),
-        ("all --share render=0 vae=0 env=0 inverse=0 forward=0 evaluate=0", "share of the minutes above 0"),
+        ("all --share render=0 vae=0 decoder=0 env=0 inverse=0 forward=0 calibrate=0 evaluate=0", "minutes above 0"),
         ("all --dry-run", "--dry-run with vae"),
         ("autolabel --data a", "-o OUT"),
         ("autolabel -o out", "--data with videos"),

@@ -1,6 +1,7 @@
 """Colour, encodings, geometry, names, errors."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -138,6 +139,12 @@ def test_averaging_does_not_enlarge():
 def test_an_error_is_one_line_of_three_parts():
     error = InputError("two\nlines", "a\ttab", "do this")
     assert str(error) == "expected two lines; found a tab; do this"
+
+
+def test_an_error_travels_between_processes() -> None:
+    error = InputError("a folder", "a file", "give a folder")
+    back = pickle.loads(pickle.dumps(error))
+    assert (str(back), back.advice) == (str(error), "give a folder")
 
 
 def test_names_are_suggested():

@@ -372,3 +372,34 @@ def test_an_unknown_task_names_the_nearest(tmp_path: Path) -> None:
 def test_baselines_of_other_tasks_are_left_out() -> None:
     assert systems.applicable("inverse", ("splitsum", "ssrt", "constant", "constant")) == ("constant",)
     assert systems.applicable("forward", ("splitsum", "input")) == ("splitsum",)
+
+
+def test_several_processes_find_what_one_finds(shards: Path, tmp_path: Path) -> None:
+    """Torch's sums do not depend on the process, so figures are equal to the bit with as many threads."""
+
+    def scored(out: str, **options: Any) -> list[Any]:
+        told = EvaluateOptions(
+            models=("splitsum",), baselines=("constant",), data=shards, metrics=("psnr",), out=tmp_path / out, **options
+        )
+        return evaluate("forward", told, lambda done, total, what: seen.append((done, total)))[0].figures
+
+    seen: list[tuple[int, int]] = []
+    alone = scored("alone")
+    seen.clear()
+    together = scored("together", workers=2)
+    assert seen[0] == (0, 3) and (0, 6) in seen and (4, 6) in seen
+    assert [(f.system, f.clip, f.light, f.what, f.part) for f in together] == [
+        (f.system, f.clip, f.light, f.what, f.part) for f in alone
+    ]
+    # Worst difference measured between one thread and two: 0.
+    assert [f.value for f in together] == pytest.approx([f.value for f in alone], rel=1e-5, nan_ok=True)
+    assert len(list((tmp_path / "together" / "figures").rglob("splitsum/*.json"))) == len(TRUTH)
+
+
+def test_an_error_in_a_process_is_raised_here(shards: Path, tmp_path: Path) -> None:
+    """A clip without its base colour: no renderer can shade it."""
+    bare = replace(TRUTH["sphere1"], gbuffer=replace(TRUTH["sphere1"].gbuffer, basecolor=None))
+    write_samples(tmp_path / "bare", [bare, TRUTH["sphere2"]], progress=False)
+    told = EvaluateOptions(models=("splitsum",), baselines=(), data=tmp_path / "bare", out=tmp_path / "out", workers=2)
+    with pytest.raises(InputError, match="basecolor"):
+        evaluate("forward", told)

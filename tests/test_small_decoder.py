@@ -16,7 +16,7 @@ from test_training import SMALL, options
 from diffusion_renderer import training
 from diffusion_renderer.cli import main
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.types import Clip
+from diffusion_renderer.core.types import Clip, EnvironmentMap
 from diffusion_renderer.models import LatentCodec, SmallDecoder
 from diffusion_renderer.models.small_decoder import best_linear
 from diffusion_renderer.pipelines import load_forward, load_inverse, weights_fingerprint
@@ -149,6 +149,18 @@ def test_the_command_line_takes_it(model: Path, tmp_path: Path, capsys: pytest.C
     assert "a small decoder" in line
 
 
+def test_a_missing_one_is_noticed_before_any_work(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of a forward renderer that is not the inverse renderer's neighbour, whether the command line asks or its own file."""
+    Clip(CLIP.frames[:1], 12.0, "shot").write(tmp_path / "shot")
+    EnvironmentMap(torch.ones(3, 4, 8), "sky").write(tmp_path / "sky.exr")
+    asked = ["relight", str(tmp_path / "shot"), "--light", str(tmp_path / "sky.exr"), "--model", str(model), "--forward-model"]
+    for name, rest in (("asked", ("--decoder", "small")), ("own", ())):
+        without = save_model(tmp_path / name, "forward", **({} if rest else {"decoder": "small"}))
+        assert main([*asked, str(without), *rest, "-o", str(tmp_path / "out")]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "expected" in line]
+        assert f"a small decoder in {without}" in line and not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def data() -> Mixture:
     return Mixture.of(store_clips([synthetic_clip(index, frames=4, size=16) for index in range(3)]))
@@ -202,6 +214,30 @@ def test_what_was_trained_is_used(data: Mixture, run: Path, tmp_path: Path) -> N
     assemble(out, model)
     assert json.loads((model / "inverse/renderer.json").read_text()) == {"window": 3}
     assert not (model / "decoder_small").exists()
+
+
+def test_one_of_an_autoencoder_that_is_gone_is_left_out(
+    data: Mixture, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The mark outlives being stored in half precision; without a mark nobody can tell, and it is taken."""
+    out, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(run / "vae", out / "vae")
+    DecoderStage(COARSE, load_vae(out), data, options(out, 1)).export(out / "decoder")
+    assemble(out, model)
+    again = tmp_path / "again"
+    export.unpack(model, again)
+    assemble(again, tmp_path / "copy")
+    assert (tmp_path / "copy" / "decoder_small").is_dir() and not caplog.records
+
+    vae = load_vae(again)
+    with torch.no_grad():
+        next(vae.decoder.parameters()).mul_(1.01)
+    vae.save_pretrained(again / "vae" / "vae")
+    assemble(again, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "decoder_small").exists() and "another autoencoder" in caplog.text
+    (again / "decoder" / "decoder_small" / "autoencoder.json").unlink()
+    assemble(again, tmp_path / "copy")
+    assert (tmp_path / "copy" / "decoder_small").is_dir()
 
 
 def test_the_full_decoder_teaches_as_much_as_the_preset_says(run: Path, data: Mixture) -> None:

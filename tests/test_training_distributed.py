@@ -14,14 +14,50 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file
 from test_training_loop import Broken, Regression, options
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.training import checkpoint, loop
+from diffusion_renderer.training.adapters import AdaptedUNet
 from diffusion_renderer.training.logs import read_rows
 
 STEPS = 20
+
+
+class Attentive(nn.Module):
+    """A network with what an adapter adapts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention, self.last = nn.Linear(4, 8), Attention(8, heads=2, dim_head=4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.first(x)[:, None] * torch.tensor([0.3, 1.0, 2.0])[:, None]
+        return self.last(self.attention(tokens).mean(dim=1))
+
+
+class AdaptedRegression(Regression):
+    """The synthetic samples train the network, the real ones its adapter."""
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        adapted = AdaptedUNet(Attentive(), 2)
+        self.network = Calling(adapted)
+
+
+class Calling(nn.Module):
+    """As `Regression` calls its network."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, adapted: bool) -> Tensor:
+        return self.inner(x, adapted=adapted)
 
 
 def launch(folder: Path, *cases: str) -> None:
@@ -36,8 +72,9 @@ def launch(folder: Path, *cases: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything below, by two processes, and the same by one."""
     folder = tmp_path_factory.mktemp("runs")
-    launch(folder, "ddp", "pieces", "resumed", "minutes", "nan", "full", "fsdp", "fsdp1")
+    launch(folder, "ddp", "pieces", "resumed", "minutes", "nan", "full", "fsdp", "adapted", "fsdp1")
     loop.run(Regression(), options(folder / "one", STEPS))
+    loop.run(AdaptedRegression(), options(folder / "adapted-one", STEPS))
     return folder
 
 
@@ -78,6 +115,18 @@ def test_the_exported_network_is_whole(runs: Path) -> None:
         assert exported.keys() == Regression().network.state_dict().keys()
         assert all(torch.equal(value, saved[f"ema.{name}"]) for name, value in exported.items())
         assert (runs / case / "regression/sheet-final.png").exists()
+
+
+def test_an_adapter_is_trained_on_real_samples_only_when_sharded(runs: Path) -> None:
+    """The attention is a unit of its own, gathered when it is called. One process keeps both apart: test_training_lora.py."""
+    one, two = weights(runs / "adapted-one"), weights(runs / "adapted")
+    assert json.loads((runs / "told-1.json").read_text())["adapted"] == 2
+    # As above: measured 6e-8.
+    assert difference(one, two) < 1e-6
+    start = dict(AdaptedRegression().network.named_parameters())
+    moved = {name: (two[f"network.{name}"] - value).abs().max().item() for name, value in start.items()}
+    for part in (".lora_A.", ".lora_B.", ".base_layer.", "first."):
+        assert max(value for name, value in moved.items() if part in name) > 1e-2
 
 
 def test_two_processes_continue_bit_for_bit(runs: Path) -> None:
@@ -158,12 +207,20 @@ def case_fsdp(folder: Path) -> None:
     loop.run(Regression(), options(folder / "fsdp-resumed", STEPS))
 
 
+def case_adapted(folder: Path) -> int:
+    """Units that are gathered one at a time; the first process ends with a whole network, and none."""
+    shard_on_cpus(version=2, units=["Attention"])
+    stage = AdaptedRegression()
+    loop.run(stage, options(folder / "adapted", STEPS))
+    return sum(isinstance(module, FSDPModule) for module in stage.network.modules())
+
+
 def case_fsdp1(folder: Path) -> str:
     shard_on_cpus(version=1)
     return refusal(Regression(), folder / "fsdp1")
 
 
-def shard_on_cpus(version: int) -> None:
+def shard_on_cpus(version: int, units: list[str] | None = None) -> None:
     import accelerate
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -172,7 +229,8 @@ def shard_on_cpus(version: int) -> None:
 
     def sharding(**options: object) -> accelerate.Accelerator:
         made = plain(**options)
-        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=version, cpu_ram_efficient_loading=False)
+        split = {"auto_wrap_policy": "transformer_based_wrap", "transformer_cls_names_to_wrap": units} if units else {}
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=version, cpu_ram_efficient_loading=False, **split)
         made.state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         return made

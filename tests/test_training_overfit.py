@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from test_training import SMALL, options
 
 from diffusion_renderer.training import loop
 from diffusion_renderer.training.data import Mixture, store_clips
+from diffusion_renderer.training.distill import DistillStage
 from diffusion_renderer.training.env import EnvStage
 from diffusion_renderer.training.forward import ForwardStage
 from diffusion_renderer.training.images import network_images
 from diffusion_renderer.training.inverse import InverseStage
 from diffusion_renderer.training.latent import LatentStage
 from diffusion_renderer.training.presets import Preset
+from diffusion_renderer.training.steps import Item
+from diffusion_renderer.training.students import METHODS, draw_levels
 from diffusion_renderer.training.vae import VaeStage, load_vae
 
 #: A rough metal ball under its light: no buffer is the same everywhere, so none has a variance near zero to be divided by.
@@ -66,6 +70,29 @@ def test_a_forward_renderer_learns_a_still(run: Path) -> None:
     stage = ForwardStage(STILL, load_vae(run), data(), told)
     loop.run(stage, told)
     assert latent_error(stage) < LEARNT
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_learns_a_still(run: Path, tmp_path: Path, method: str) -> None:
+    """From weights that are not its teacher's, what the teacher makes of the same noise, or, by regression, the truth.
+
+    One sample again and again: with `consistency` the one whose step begins at the largest level, from which it is run.
+    """
+    shutil.copytree(run / "vae", tmp_path / "vae")
+    told = learnt(tmp_path, 90, teacher="inverse", method=method, student_steps=1, teacher_steps=2)
+    InverseStage(STILL, load_vae(run), data(), told).export(tmp_path / "inverse")
+    stage = DistillStage(STILL, load_vae(run), data(), told)
+    torch.manual_seed(5)
+    stage.network = STILL.inverse_unet()
+    seed = next(seed for seed in range(20) if draw_levels(stage.fine, [Item((0,), seed).generator("level")])[1] == 0)
+    part = replace(stage.plan(0)[0], items=(Item((0,), seed),))
+    stage.plan = lambda step: (part,)
+    asked = stage.base.conditions(part, training=False)
+    wanted = asked.clean if method == "regression" else stage.sample_teacher(asked, part, stage.fine[0])
+    before = (stage.sample(stage.network, asked, part) - wanted).square().mean().item()
+    loop.run(stage, told)
+    assert before > 10 * LEARNT
+    assert (stage.sample(stage.network, asked, part) - wanted).square().mean().item() < LEARNT
 
 
 def test_the_environment_encoder_learns_a_light(run: Path) -> None:

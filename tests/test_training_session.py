@@ -60,7 +60,7 @@ def stages(out: Path, **others: Any) -> dict[str, TrainOptions]:
 
 def short(**others: Any) -> SessionOptions:
     """Ends by its numbers of clips and steps; the minutes are those of a slow machine."""
-    return SessionOptions(**{"max_minutes": 20.0, "clips": 4, "shard_images": 4, "workers": 1} | others)
+    return SessionOptions(**{"max_minutes": 20.0, "clips": 4, "shard_images": 4, "workers": 1, "calibrate_clips": 8} | others)
 
 
 def learning_rates(folder: Path) -> list[float]:
@@ -87,7 +87,36 @@ def test_a_session_makes_a_model_and_the_next_one_goes_on(rendered: list, tmp_pa
     assert second.number == 2 and second.minutes > first.minutes
     # Further clips only, but for the last shard of stills, which was cut short; the networks that others are built on stay.
     assert second.images == 6 * 1 + 6 * 4 and rendered.count(("4x32", 0)) == 1
-    assert second.steps == {"vae": 3, "env": 3, "inverse": 5, "forward": 5}
+    assert second.steps == {"vae": 3, "decoder": 3, "env": 3, "inverse": 5, "forward": 5}
+
+
+def test_a_session_calibrates_on_clips_of_its_own(rendered: list, tmp_path: Path) -> None:
+    """They are of another seed than those that are trained on, and no stage reads them."""
+    from diffusion_renderer.datagen.store.shards import read_metas
+
+    told = {name: options for name, options in stages(tmp_path, max_steps=2).items() if name in ("vae", "inverse")}
+    done = run_session(short(calibrate_clips=10), told, "small")
+    assert {fitted.name for fitted in done.fitted} == {"roughness", "metallic"}
+    assert all(fitted.clips == 5 for fitted in done.fitted)
+    seeds = {where: {meta["seed"] for shard in (tmp_path / where).rglob("*.tar") for meta in read_metas(shard)}
+             for where in ("data", "held-out")}  # fmt: skip
+    assert seeds["data"].isdisjoint(seeds["held-out"])
+    assert json.loads((tmp_path / "inverse" / "config.json").read_text())["data"] == [
+        str(tmp_path / "data" / name) for name in ("procedural-1x32px", "procedural-4x32px")
+    ]
+    taken = {fitted.name: list(fitted.fits) for fitted in done.fitted if fitted.accepted}
+    assert json.loads((done.model / "inverse" / "renderer.json").read_text()).get("calibration", {}) == taken
+
+
+def test_a_small_decoder_is_trained_again_after_its_autoencoder(rendered: list, tmp_path: Path) -> None:
+    told = {name: options for name, options in stages(tmp_path, max_steps=2).items() if name in ("vae", "decoder")}
+    first = run_session(short(), told, "small")
+    assert first.steps == {"vae": 2, "decoder": 2} and (first.model / "decoder_small").is_dir()
+    told = {name: replace(options, max_steps=3) for name, options in told.items()}
+    assert run_session(short(), told, "small").steps == {"vae": 2, "decoder": 2}
+    data = tuple((tmp_path / "data").iterdir())
+    train("vae", replace(told["vae"], data=data, max_steps=4), "small")
+    assert run_session(short(), told, "small").steps == {"vae": 2, "decoder": 3}
 
 
 def test_a_model_is_made_even_when_the_time_is_up(rendered: list, tmp_path: Path) -> None:
@@ -107,7 +136,7 @@ def test_the_learning_rate_ends_with_the_minutes(rendered: list, tmp_path: Path,
     """The number of steps comes from the measured speed, so that the decay is over when the time is."""
     asked: list[tuple[int, float | None]] = []
     monkeypatch.setattr(loop, "run", lambda stage, options: _pretend(asked, stage, options))
-    session = short(max_minutes=4.0, vae=0, env=0, forward=0, render=0, evaluate=0)
+    session = short(max_minutes=4.0, vae=0, decoder=0, env=0, forward=0, render=0, calibrate=0, evaluate=0)
     train("vae", replace(stages(tmp_path)["vae"], data=(_shards(tmp_path),), max_steps=1), "small")
     run_session(session, {"inverse": replace(stages(tmp_path)["inverse"], data=(_shards(tmp_path),))}, "small")
     (_, probe), (target, left) = asked[1:]
@@ -163,7 +192,7 @@ def test_minutes_are_divided_among_what_is_to_come(monkeypatch: pytest.MonkeyPat
 
     now = [0.0]
     monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
-    shares = dict(zip(PHASES, (4, 1, 1, 2, 2, 0), strict=True))
+    shares = dict(zip(PHASES, (4, 1, 0, 1, 2, 2, 0, 0), strict=True))
     clock = _Clock(SessionOptions(max_minutes=10, **shares))
     assert clock.begin("render") == 4.0
     now[0] = 60.0  # one minute, not four: nine are left for six shares

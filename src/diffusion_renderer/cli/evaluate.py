@@ -88,6 +88,8 @@ class Evaluate:
         float | None, *values.one("S", values.number_at_least("--lora-scale", 0.0, "0 for none"), "its own")
     ] = None
     """Strength of the models' LoRA adapters."""
+    workers: Annotated[int | None, *_count("--workers", 1, "1")] = None
+    """Processes that score clips side by side, each with renderers of its own in memory."""
     export: Annotated[Path | None, *values.one("DIR", Path, "none")] = None
     """Write the clips' inputs (frames, G-buffers, lights, cameras) for other systems, and score nothing."""
     debug: values.Flag = False
@@ -125,6 +127,7 @@ class Evaluate:
             panoramas=self.panoramas or folders.get("panoramas"),
             steps=self.steps,
             lora_scale=self.lora_scale,
+            workers=self.workers or 1,
         )
         tasks = self.task or (USUAL if self.benchmark is None else tasks_of(self.benchmark))
         if self.export is not None:

@@ -34,7 +34,7 @@ def run_inverse(options: Inverse, progress: Progress) -> None:
     paths = io.list_clips(options.input)
     names = distinct_names([name_of(path) for path in paths])
     models = Models(options.model, options.model, options.device)
-    models.check("inverse")
+    models.check("inverse", decoder=options.decoder)
     session = Session(options, make_output_folder(options.out), flatten(options.format) or ("png",), models, progress)
 
     def work(index: int) -> None:
@@ -51,7 +51,7 @@ def run_forward(options: Forward, progress: Progress) -> None:
     names = distinct_names([name_of(path) for path in paths])
     lights, shot = read_lights(options.light_paths), read_shot(options, options.frames)
     models = Models(options.model, options.model, options.device, options.geometry)
-    models.check("forward")
+    models.check("forward", decoder=options.decoder)
     session = Session(options, make_output_folder(options.out), flatten(options.format) or ("png", "mp4"), models, progress)
     relit = relit_names(names, lights, taken=[])
 
@@ -73,7 +73,7 @@ def run_relight(options: Relight, progress: Progress) -> None:
     lights, shot = read_lights(options.light_paths), read_shot(options, options.frames)
     inverse, forward = options.inverse_model or options.model, options.forward_model or options.model
     models = Models(inverse, forward, options.device, options.geometry)
-    models.check(*KINDS)
+    models.check(*KINDS, decoder=options.decoder)
     paths = io.list_clips(options.input)
     names = distinct_names([name_of(path) for path in paths])
     formats = flatten(options.format) or ("png", "mp4")

@@ -78,10 +78,11 @@ class Models:
         budget = pipelines.MemoryBudget(self.running.memory)
         return {"memory": budget, "decoder": self.running.decoder, "compile": self.running.compile, "say": self.say}
 
-    def check(self, *kinds: Kind) -> None:
-        """Find (or download) the models and check their kind, so that a mistake shows before an hour's work, not after it."""
+    def check(self, *kinds: Kind, decoder: pipelines.Decoder | None = None) -> None:
+        """Find (or download) the models and check that they are of their kind and have the decoder that is asked for, so that a
+        mistake shows before an hour's work, not after it."""
         for kind in kinds:
-            check_model(self.inverse_name if kind == "inverse" else self.forward_name, kind, self.geometry)
+            check_model(self.inverse_name if kind == "inverse" else self.forward_name, kind, self.geometry, decoder)
 
 
 @dataclass(frozen=True)

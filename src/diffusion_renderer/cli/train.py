@@ -1,4 +1,4 @@
-"""`train`: the stages of training, labelling of real videos, and everything in one command."""
+"""`train`: the stages of training, clips with estimated buffers, and everything in one command."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from diffusion_renderer.core.names import check_name
 
 # As in training.options and training.session, which are not imported here: the help must not load torch.
 STAGES = ("vae", "decoder", "env", "inverse", "forward", "distill")
-ACTIONS = (*STAGES, "autolabel", "all")
+ACTIONS = (*STAGES, "autolabel", "estimate", "all")
 METHODS = ("regression", "trajectory", "consistency")
-PHASES = ("render", "vae", "env", "inverse", "forward", "evaluate")
+PHASES = ("render", "vae", "decoder", "env", "inverse", "forward", "calibrate", "evaluate")
 #: Options of one command only: the rest of the commands refuse them.
 ONLY = {
-    "model": ("autolabel",),
+    "model": ("autolabel", "estimate"),
     "light_dir": ("autolabel",),
     "segments": ("autolabel",),
     "frames": ("autolabel", "all"),
@@ -63,7 +63,8 @@ def _share(text: str) -> tuple[str, float]:
 class Train:
     """Train one stage: vae first, then env, inverse and forward; forward needs vae and env, inverse vae. decoder makes a
     small decoder for vae; distill makes students of few steps of a renderer of the run; autolabel makes shards of real videos
-    for forward; all does everything but decoder and distill within --max-minutes: render, train, assemble, evaluate.
+    for forward, estimate of rendered clips under several lights; all does everything but distill within --max-minutes: render,
+    train, assemble, calibrate, evaluate.
 
     Run again with the same -o to continue. Checkpoints, a CSV log, sample sheets, the settings (config.json) and the exported
     network go to OUT/<stage>; `weights assemble` makes a model folder of them. On several GPUs start it with `accelerate
@@ -74,9 +75,9 @@ class Train:
     """What to train or do."""
     data: _several("DIR[=WEIGHT] ...", str, "--data") = ()  # type: ignore[valid-type]
     """Folders of shards written by `dataset` or by autolabel, with their weights in the mixture (default: by their frames).
-    For autolabel: videos, or folders of videos."""
+    For autolabel: videos, or folders of videos; for estimate: shards of clips under two lights or more."""
     out: Annotated[Path | None, *values.one("OUT", Path, "runs/PRESET"), arg(aliases=["-o"])] = None
-    """Run folder, shared by the stages; for autolabel, the folder of the shards."""
+    """Run folder, shared by the stages; for autolabel and estimate, the folder of the shards."""
     preset: Annotated[str | None, *values.one("NAME", str, "tiny")] = None
     """Sizes of the networks: tiny, svd."""
     config: Annotated[Path | None, *values.one("FILE", Path, "none")] = None
@@ -97,6 +98,8 @@ class Train:
     """Peak learning rate."""
     warmup: _count("--warmup", 0, "100") = None  # type: ignore[valid-type]
     """Steps to the peak learning rate."""
+    decay: _number("--decay", 0.0, "a share", "0.6") = None  # type: ignore[valid-type]
+    """Share of the steps, at the end, over which the learning rate falls to zero; 0 for none."""
     ema: _number("--ema", 0.0, "a decay per step below 1", "0.999") = None  # type: ignore[valid-type]
     """Decay of the averaged weights, which are exported."""
     seed: _count("--seed", 0, "0") = None  # type: ignore[valid-type]
@@ -140,11 +143,11 @@ class Train:
     assets: _several("DIR ...", Path, "--assets") = ()  # type: ignore[valid-type]
     """all: folders with models, materials and hdri; those for training are rendered beside procedural ones."""
     share: _several("PHASE=X ...", _share, "--share") = ()  # type: ignore[valid-type]
-    """all: shares of the minutes: render vae env inverse forward evaluate; 0 leaves one out."""
+    """all: shares of the minutes: render vae decoder env inverse forward calibrate evaluate; 0 leaves one out."""
     evaluate_clips: _count("--evaluate-clips", 0, "8") = None  # type: ignore[valid-type]
     """all: clips to score the model on; 0 for none."""
     model: Annotated[str | None, *values.one("NAME|PATH", str, "tiny")] = None
-    """autolabel: the inverse renderer."""
+    """autolabel, estimate: the inverse renderer."""
     light_dir: Annotated[Path | None, *values.one("DIR", Path, "estimated")] = None
     """autolabel: panoramas <clip>.hdr or .exr, by another estimator."""
     segments: _count("--segments", 1, "15") = None  # type: ignore[valid-type]
@@ -167,4 +170,5 @@ class Train:
             if train_runs.given(getattr(self, name)) and self.stage not in commands:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} with {' or '.join(commands)}", f"train {self.stage}", f"leave {option} out")
-        {"autolabel": train_runs.autolabel, "all": train_runs.everything}.get(self.stage, train_runs.one_stage)(self)
+        others = {"autolabel": train_runs.autolabel, "estimate": train_runs.estimate, "all": train_runs.everything}
+        others.get(self.stage, train_runs.one_stage)(self)

@@ -1,4 +1,4 @@
-"""What `train` does: one stage, all of them, or the labelling of videos.
+"""What `train` does: one stage, all of them, or the making of clips with estimated buffers.
 
 Options that the command line gives count more than those of a configuration file.
 """
@@ -47,7 +47,8 @@ def one_stage(command: Train) -> None:
 
 
 def everything(command: Train) -> None:
-    """Render, train, assemble and evaluate within the minutes."""
+    """Render, train, assemble, calibrate and evaluate within the minutes."""
+    from diffusion_renderer.training.calibration import table
     from diffusion_renderer.training.session import MANY_STEPS, STAGES, run_session
 
     config = _config(command)
@@ -60,6 +61,8 @@ def everything(command: Train) -> None:
         done = run_session(session, stages, preset)
         steps = ", ".join(f"{stage} {count}" for stage, count in done.steps.items())
         progress.say(f"session {done.number}: {done.images} frames rendered; steps: {steps or 'none'}")
+        if done.fitted:
+            print(table(done.fitted) + "\n", flush=True)
         progress.made(done.model)
         if session.evaluate_clips and session.evaluate:
             _evaluate(done, session, progress)
@@ -69,17 +72,36 @@ def autolabel(command: Train) -> None:
     """Make shards of videos."""
     from diffusion_renderer.training.autolabel import AutolabelOptions, autolabel
 
-    told = _config(command).table("autolabel") | _given(command, AutolabelOptions)
-    for name, option, example in (("data", "--data with videos or folders of videos", "clips/"), ("out", "-o OUT", "shards")):
-        if not told.get(name):
-            raise InputError(option, "none", f"for example {option.split()[0]} {example}")
-    told["data"] = tuple(Path(entry) for entry in told["data"])
+    told = _shard_options(command, AutolabelOptions, "autolabel", "--data with videos or folders of videos", "clips/")
     with Progress() as progress:
         found = autolabel(AutolabelOptions(**told))
         progress.say(f"{found['clips']} clips of {found['videos']} videos, {found['reused']} of them from an earlier run")
         for name, why in found["skipped"].items():
             progress.say(f"skipped {name}: {one_line(why)}")
         progress.made(told["out"])
+
+
+def estimate(command: Train) -> None:
+    """Make shards whose buffers are estimates, of rendered ones."""
+    from diffusion_renderer.training.estimate import EstimateOptions, estimate
+
+    told = _shard_options(command, EstimateOptions, "estimate", "--data with folders of shards", "shards/lit")
+    with Progress() as progress:
+        found = estimate(EstimateOptions(**told))
+        left = f", {found['passed']} left out (real, or under one light)" if found["passed"] else ""
+        progress.say(f"{found['clips']} clips with estimated buffers{left}")
+        for name, why in found["skipped"].items():
+            progress.say(f"skipped {name}: {one_line(why)}")
+        progress.made(told["out"])
+
+
+def _shard_options(command: Train, options: type, table: str, wanted: str, example: str) -> dict[str, Any]:
+    """What the configuration file and the command line say of a command that makes shards. InputError without in- or output."""
+    told = _config(command).table(table) | _given(command, options)
+    for name, option, such in (("data", wanted, example), ("out", "-o OUT", "shards")):
+        if not told.get(name):
+            raise InputError(option, "none", f"for example {option.split()[0]} {such}")
+    return told | {"data": tuple(Path(entry) for entry in told["data"])}
 
 
 def stage_options(command: Train, config: Config, stage: str, **defaults: Any) -> tuple[str, TrainOptions]:

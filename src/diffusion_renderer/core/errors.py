@@ -21,6 +21,10 @@ class InputError(ValueError):
         self.advice = one_line(advice)
         super().__init__(f"expected {self.expected}; found {self.found}; {self.advice}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        """Travels between processes by its parts; an exception's own way knows the message only."""
+        return type(self), (self.expected, self.found, self.advice)
+
 
 def one_line(text: object) -> str:
     """Collapse whitespace, so that an error quoted from a library cannot break the one-line rule."""

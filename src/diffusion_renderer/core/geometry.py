@@ -47,6 +47,20 @@ def look_at(eye: Float[Tensor, "3"], target: Float[Tensor, "3"]) -> Float[Tensor
     return pose
 
 
+def dot(a: Float[Tensor, "*#shape 3"], b: Float[Tensor, "*#shape 3"]) -> Float[Tensor, "... 1"]:
+    """Dot products along the last axis, which is kept with size 1.
+
+    Three terms by hand: ``sum`` over so short an axis takes five times as long (262,144 points on a CPU).
+    """
+    x, y, z = (a * b).split(1, dim=-1)
+    return x + y + z
+
+
+def unit(vectors: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
+    """The vectors at length 1; the zero vector stays, and gradients are finite there."""
+    return vectors / dot(vectors, vectors).clamp_min(1e-24).sqrt()
+
+
 def lengths(vectors: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*_shape"]:
     """Lengths of the vectors along an axis, which is kept with size 1; their gradient at the zero vector is 0.
 

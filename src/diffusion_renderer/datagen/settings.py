@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,10 @@ class Sample:
             raise InputError("a clip with camera poses", f"none in {self.clip.name}", "leave it out, or add its poses")
         rotation = self.camera.rotation
         return rotation if self.light_rotation is None else self.light_rotation @ rotation
+
+    def under_each_light(self) -> Iterator[Sample]:
+        """The clip under its first light, then under each of `relit`: samples of their own that share all else."""
+        yield replace(self, relit=())
+        for other in self.relit:
+            lit = {"clip": other.clip, "environment": other.environment, "light_rotation": other.light_rotation}
+            yield replace(self, **lit, relit=())

@@ -15,7 +15,7 @@ from diffusion_renderer import pipelines
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import nearest
 from diffusion_renderer.core.types import GBuffer
-from diffusion_renderer.models import Kind, check_kind
+from diffusion_renderer.models import Kind, check_decoder, check_kind
 from diffusion_renderer.pipelines import MODEL_NAMES, Decoder, ForwardRenderer, MemoryBudget
 from diffusion_renderer.pipelines.memory import Say
 from diffusion_renderer.render import RENDERERS, Prior, Surface, load_renderer
@@ -48,7 +48,7 @@ def load_forward(
     ``ssrt`` and ``pathtrace`` are denoised with Open Image Denoise where it is installed. Raises InputError for an unknown
     name, a checkpoint of another kind, and ``pathtrace`` without a geometry.
     """
-    check_model(name_or_path, "forward", geometry)
+    check_model(name_or_path, "forward", geometry, decoder)
     name = str(name_or_path)
     if name not in RENDERERS:
         running = {"memory": memory, "decoder": decoder, "compile": compile, "say": say}
@@ -63,8 +63,11 @@ def load_forward(
     return PathTracer.from_file(geometry, variant=choose_variant(None), denoise=denoised)
 
 
-def check_model(name_or_path: str | Path, kind: Kind, geometry: Path | None = None) -> None:
-    """Find (or download) a renderer and check its kind, without loading it. Raises what loading it would."""
+def check_model(name_or_path: str | Path, kind: Kind, geometry: Path | None = None, decoder: Decoder | None = None) -> None:
+    """Find (or download) a renderer, check its kind and that it has the ``decoder`` (None: its own), without loading it.
+
+    Raises what loading it would.
+    """
     name = str(name_or_path)
     if name in RENDERERS:
         if kind != "forward":
@@ -76,7 +79,9 @@ def check_model(name_or_path: str | Path, kind: Kind, geometry: Path | None = No
     guess = nearest(name, FORWARD_NAMES) if kind == "forward" and not Path(name).exists() and "/" not in name else None
     if guess in RENDERERS:
         raise InputError(f"a model: {', '.join(FORWARD_NAMES)}, a folder, or an id", repr(name), f"did you mean {guess}?")
-    check_kind(pipelines.locate_model(name_or_path, kind), kind)
+    folder = pipelines.locate_model(name_or_path, kind)
+    check_kind(folder, kind)
+    check_decoder(folder, decoder)
 
 
 def denoised(radiance: Float[Tensor, "frames 3 height width"], surface: Surface) -> Float[Tensor, "frames 3 height width"]:

@@ -77,7 +77,7 @@ def find_data(task: str, name: str, options: EvaluateOptions, tell: Progress) ->
     if task == "relight" and suite.settings.lights < 2:
         raise InputError("clips under at least two lights for relight", "--lights 1", "give --lights 2 or more")
     folder = render_suite(suite, options.out / "clips", tell, workers=0)
-    return Data(name, folder, lambda: read_suite(folder), partial(targets_of, task), suite.clips)
+    return Data(name, folder, partial(read_suite, folder), partial(targets_of, task), suite.clips)
 
 
 def _given(task: str, folder: Path) -> Data:
@@ -86,7 +86,7 @@ def _given(task: str, folder: Path) -> Data:
     if names and (most := names.most_common(1)[0])[1] > 1:
         advice = "score shards that come from different data sets in folders of their own"
         raise InputError(f"clips of different names in {folder}", f"{most[1]} named {most[0]}", advice)
-    return Data(folder.resolve().name, folder, lambda: read_shards(folder), partial(targets_of, task), names.total())
+    return Data(folder.resolve().name, folder, partial(read_shards, folder), partial(targets_of, task), names.total())
 
 
 def benchmark_data(task: str, benchmark: Benchmark, options: EvaluateOptions) -> Data:

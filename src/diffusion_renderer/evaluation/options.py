@@ -25,6 +25,7 @@ class EvaluateOptions:
     models_folder, materials, panoramas : folders of assets; those of the split "test" are shown in the suites' clips.
     steps : network calls per image; None for the model's own.
     lora_scale : strength of the models' LoRA; None for the model's own, 0 for the ablation without it.
+    workers : processes that score clips side by side, each with renderers of its own.
     """
 
     models: tuple[str, ...] = ("tiny",)
@@ -45,3 +46,4 @@ class EvaluateOptions:
     panoramas: Path | None = None
     steps: int | None = None
     lora_scale: float | None = None
+    workers: int = 1

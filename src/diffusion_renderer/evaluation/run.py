@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from diffusion_renderer import __version__
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
-from diffusion_renderer.datagen import Sample
 from diffusion_renderer.evaluation.clips import Data, Progress, benchmark_data, chosen_names, find_data
 from diffusion_renderer.evaluation.entries import baselines_of, find_systems
 from diffusion_renderer.evaluation.export import export_inputs
@@ -23,18 +21,15 @@ from diffusion_renderer.evaluation.options import EvaluateOptions
 from diffusion_renderer.evaluation.published import case_figures, find_benchmark
 from diffusion_renderer.evaluation.records import Records
 from diffusion_renderer.evaluation.report import clips_to_show, write_report
-from diffusion_renderer.evaluation.results import Figure, Picture, Results
-from diffusion_renderer.evaluation.systems import CLASSICAL, System, check_systems
+from diffusion_renderer.evaluation.results import Figure, Results
+from diffusion_renderer.evaluation.systems import CLASSICAL, check_systems
 from diffusion_renderer.evaluation.tasks import (
     PROTOCOLS,
     TASKS,
-    answers,
-    clip_motion,
     columns,
-    figures,
-    pictures,
-    references,
 )
+from diffusion_renderer.evaluation.work import Work
+from diffusion_renderer.evaluation.workers import score_side_by_side
 from diffusion_renderer.io.fingerprint import fingerprint
 
 
@@ -104,7 +99,9 @@ def _score(
     models = [model for model in options.models if model not in CLASSICAL]
     notes = [check_unseen(model, assets) for model in models] + [training_assets(assets)]
     systems = find_systems(task, data, baselines, options, tell)
-    work = _Work(task, data, chosen, systems, Records(options.out / "figures" / f"{task}-{data.folder.resolve().name}"))
+    work = Work(task, data, chosen, systems, Records(options.out / "figures" / f"{task}-{data.folder.resolve().name}"))
+    if options.workers > 1:
+        score_side_by_side(work, options, tell)
     made: list[Figure] = []
     total = (data.count or 1) * len(systems)
     for number, sample in enumerate(data.read()):
@@ -132,6 +129,8 @@ def _score_published(task: str, options: EvaluateOptions, tell: Progress) -> Res
     benchmark = find_benchmark(options.benchmark, task)
     if options.metrics:
         raise InputError(f"no --metrics: {benchmark.name} has its own", ", ".join(options.metrics), "leave --metrics out")
+    if options.workers > 1:
+        raise InputError("one process for a public benchmark", f"--workers {options.workers}", "leave --workers out")
     data = benchmark_data(task, benchmark, options)
     check_systems(task, options.models, options.predictions)
     baselines = baselines_of(task, options)
@@ -173,61 +172,6 @@ def _without_figures(chosen: Sequence[tuple[str, Metric]], made: Sequence[Figure
         for _, metric in chosen
         if metric.name not in present and metric.unavailable() is None
     }
-
-
-@dataclass
-class _Work:
-    """Figures and pictures of one clip after the other; the motion of the last clip is kept for the next system."""
-
-    task: str
-    data: Data
-    chosen: Sequence[tuple[str, Metric]]
-    systems: Sequence[System]
-    records: Records
-    _motion: tuple[str, Any] | None = None
-
-    def figures(self, system: System, sample: Sample) -> list[Figure]:
-        """A clip's figures, from the records when they are there."""
-        name, key = sample.clip.name, self._key_of(system)
-        kept = self.records.load(system.name, name, key)
-        if kept is not None:
-            return kept[0]
-        made: list[Figure] = []
-        drawn: list[Picture] = []
-        for answer in answers(self.task, system, sample):
-            made += figures(answer, system.name, sample, self.chosen, self._motion_of(sample))
-            drawn += pictures(answer, system.name, sample)
-        self.records.save(system.name, name, key, made, drawn)
-        return made
-
-    def keep_references(self, sample: Sample) -> None:
-        """Records the pictures of the truth beside those of the systems."""
-        if self.records.load("truth", sample.clip.name, self._key) is None:
-            self.records.save("truth", sample.clip.name, self._key, [], list(references(self.task, sample)))
-
-    def pictures(self, clip: str) -> Iterator[Picture]:
-        """What is recorded of a clip: every system's pictures, and the truth's."""
-        for name, key in [(system.name, self._key_of(system)) for system in self.systems] + [("truth", self._key)]:
-            kept = self.records.load(name, clip, key)
-            yield from kept[1] if kept is not None else ()
-
-    @cached_property
-    def _key(self) -> dict[str, Any]:
-        """What decides all results. A metric that becomes available later makes them incomplete."""
-        return {
-            "task": self.task,
-            "clips": fingerprint(self.data.folder),
-            "columns": [(what, metric.name) for what, metric in self.chosen if metric.unavailable() is None],
-            "version": __version__,
-        }
-
-    def _key_of(self, system: System) -> dict[str, Any]:
-        return {**self._key, "name": system.name, "system": system.identity()}
-
-    def _motion_of(self, sample: Sample) -> Any:
-        if self._motion is None or self._motion[0] != sample.clip.name:
-            self._motion = (sample.clip.name, clip_motion(sample, self.chosen))
-        return self._motion[1]
 
 
 def _about(data: Data, made: Sequence[Figure]) -> str:

@@ -1,7 +1,14 @@
 """Networks: the UNet of both renderers, the environment encoder, the VAE's latents, checkpoints. They know no schedule."""
 
 from diffusion_renderer.models.autoencoder import AutoencoderKLTemporalDecoder
-from diffusion_renderer.models.checkpoint import Checkpoint, Kind, check_kind, download_checkpoint, load_checkpoint
+from diffusion_renderer.models.checkpoint import (
+    Checkpoint,
+    Kind,
+    check_decoder,
+    check_kind,
+    download_checkpoint,
+    load_checkpoint,
+)
 from diffusion_renderer.models.env_encoder import EnvEncoder
 from diffusion_renderer.models.latents import LatentCodec
 from diffusion_renderer.models.lighting import CONCATENATED, LightCondition, LightInput, LightReader
@@ -22,6 +29,7 @@ __all__ = [
     "LoraNetwork",
     "SmallDecoder",
     "UNetCustomSpatioTemporalConditionModel",
+    "check_decoder",
     "check_kind",
     "download_checkpoint",
     "load_checkpoint",

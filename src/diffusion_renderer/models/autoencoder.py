@@ -1,4 +1,4 @@
-"""The autoencoder: diffusers' own, with one more setting."""
+"""The autoencoder: diffusers' own, with two more settings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion_renderer.models.norms import PUBLISHED_GROUPS, set_norm_groups
+from diffusion_renderer.models.temporal_decoder import use_frames_blocks
 
 #: Logarithm of the variance that a `PatchEncoder` reports: the smallest that diffusers' posterior distinguishes from zero.
 DETERMINISTIC = -30.0
@@ -58,7 +59,7 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):
 
     ``norm_num_groups`` is the number of groups of its group norms, 32 as published unless a narrow network needs fewer (see
     `models.norms`). ``patch_encoder`` replaces the encoder by one linear map per patch, `PatchEncoder`. All other parameters
-    as in diffusers.
+    as in diffusers. On a CPU the decoder's blocks compute the same in another order (`models.temporal_decoder`).
     """
 
     @register_to_config
@@ -88,6 +89,7 @@ class AutoencoderKLTemporalDecoder(diffusers.AutoencoderKLTemporalDecoder):
             force_upcast=force_upcast,
         )
         set_norm_groups(self, norm_num_groups)
+        use_frames_blocks(self.decoder)
         if patch_encoder:
             self.encoder = PatchEncoder(in_channels, latent_channels, 2 ** (len(block_out_channels) - 1))
             nn.init.dirac_(self.quant_conv.weight)

@@ -126,9 +126,21 @@ def check_kind(folder: Path, kind: Kind) -> None:
         )
 
 
+def check_decoder(folder: Path, decoder: str | None) -> None:
+    """Raise InputError where a small decoder is asked for, or by None that of ``renderer.json``, and ``folder`` has none."""
+    wanted = decoder or _read_json(folder / "renderer.json", optional=True).get("decoder", "full")
+    if wanted == "small" and _small_decoder_folder(folder) is None:
+        advice = "take the full decoder (--decoder full), or train a small one with `diffusion-renderer train decoder`"
+        raise InputError(f"a small decoder in {folder}", "none", advice)
+
+
+def _small_decoder_folder(folder: Path) -> Path | None:
+    return next((place / SMALL_DECODER for place in (folder, folder.parent) if (place / SMALL_DECODER).is_dir()), None)
+
+
 def _small_decoder(folder: Path, vae: AutoencoderKLTemporalDecoder, device: torch.device) -> SmallDecoder | None:
     """The small decoder, in the VAE's dtype; None where there is none."""
-    source = next((place / SMALL_DECODER for place in (folder, folder.parent) if (place / SMALL_DECODER).is_dir()), None)
+    source = _small_decoder_folder(folder)
     if source is None:
         return None
     small = _load(SmallDecoder, source, vae.dtype)

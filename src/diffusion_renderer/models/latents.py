@@ -37,6 +37,11 @@ class LatentCodec:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def framewise(self) -> bool:
+        """Whether frames are decoded each by itself, so that ``chunk`` changes nothing."""
+        return self.small is not None
+
+    @property
     def channels(self) -> int:
         """Latent channels."""
         return self.vae.config.latent_channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 #: Folder of the small decoder, beside ``vae``.
 FOLDER = "decoder_small"
+#: Copies of the features of the widest scale that live at once, and colour values of a pixel beside them.
+LIVE_FEATURES, LIVE_COLOURS = 4, 12
 
 
 class ResidualBlock(nn.Module):
@@ -69,6 +72,13 @@ class SmallDecoder(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(widths[-1], 3 * (factor // scales[-1]) ** 2, kernel_size=3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
+
+    @property
+    def live_values(self) -> int:
+        """Values held at the peak of an inference call, per pixel and frame of the image, in the networks' precision."""
+        scales = zip(self.config.scales, self.config.widths, strict=True)
+        finest = max(width * scale**2 for scale, width in scales) / self.config.factor**2
+        return math.ceil(LIVE_FEATURES * finest) + LIVE_COLOURS
 
     @torch.no_grad()
     def set_linear(self, weight: Float[Tensor, "latent_channels 3 factor factor"], bias: Float[Tensor, "3"]) -> None:

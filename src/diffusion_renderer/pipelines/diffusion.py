@@ -13,7 +13,7 @@ from diffusion_renderer.core.devices import has_fast_bfloat16
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.resize import Fit, fit_size
 from diffusion_renderer.diffusion import NoiseSchedule, VPrediction, find_solver, network_calls
-from diffusion_renderer.models import Checkpoint, LatentCodec
+from diffusion_renderer.models import Checkpoint, LatentCodec, check_decoder
 from diffusion_renderer.pipelines.held import BoundedStore, content_key, tensor_bytes
 from diffusion_renderer.pipelines.protocols import Progress
 from diffusion_renderer.pipelines.settings import read_settings
@@ -50,9 +50,8 @@ class DiffusionRenderer:
         self.settings = read_settings(checkpoint.kind, checkpoint.settings, str(checkpoint.folder / "renderer.json"))
         self.half = self.settings.half and self.unet.dtype == torch.float32 and has_fast_bfloat16(self.unet.device)
         small = checkpoint.decoder_small if self.settings.decoder == "small" else None
-        if self.settings.decoder == "small" and small is None:
-            advice = "take the full decoder (--decoder full), or train a small one with `diffusion-renderer train decoder`"
-            raise InputError(f"a small decoder in {checkpoint.folder}", "none", advice)
+        if small is None:
+            check_decoder(checkpoint.folder, self.settings.decoder)
         self.codec = LatentCodec(checkpoint.vae, self.settings.decode_chunk, self.half, small)
         spacing = self.settings.timestep_spacing
         if checkpoint.scheduler:

@@ -161,10 +161,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
             start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
             change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
-            change = F.softshrink(change, self.settings.residual_noise)
             if part is not None:
-                return lit.pictures(part, chunk, part.size)[0] + change
-            return torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]) + change
+                return self.changed(lit.pictures(part, chunk, part.size)[0], change)
+            return self.changed(torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]), change)
 
         parts = repeat(None) if made_already or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
@@ -176,6 +175,12 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             first = max(0, call.point.frame - chunk.start)
             yield Clip(frames[first:], fps=gbuffer.fps, name=gbuffer.name)
             call.used(chunk.stop)
+
+    def changed(
+        self, pictures: Float[Tensor, "frames 3 height width"], change: Float[Tensor, "frames 3 height width"]
+    ) -> Float[Tensor, "frames 3 height width"]:
+        """What a residual model makes of the classical pictures: with its change, less what is taken for its noise."""
+        return pictures + F.softshrink(change, self.settings.residual_noise)
 
     def _images(self, latents: Float[Tensor, "frames channels _h _w"], fit: Fit) -> Float[Tensor, "frames 3 height width"]:
         """Decoded, at the G-buffers' size, on the CPU."""

@@ -209,7 +209,7 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         found = {}
         for name, (gain, centre) in self.settings.calibration.items():
             if name in made:
-                found[name] = (made[name] + surface * (1 - gain) * (centre - made[name])).clamp(0.0, 1.0)
+                found[name] = calibrated(made[name], surface, gain, centre)
         return found
 
     def denoise(
@@ -278,6 +278,13 @@ class DiffusionInverseRenderer(DiffusionRenderer):
                     guide.add(frames.half())
                 tick(done, call.frames)
                 yield latents
+
+
+def calibrated(
+    estimate: Float[Tensor, "*shape"], surface: Float[Tensor, "*shape"] | float, gain: float, centre: float
+) -> Float[Tensor, "*shape"]:
+    """A buffer drawn to ``centre`` by 1 - ``gain`` where ``surface`` is 1 and not where it is 0; see `RendererSettings`."""
+    return (estimate + surface * (1 - gain) * (centre - estimate)).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class MemoryPlan:
     ----------
     offload : see `Offload`; nothing on a CPU, where the weights are in main memory anyway.
     chunk : frames that the VAE sees at once, at most; None for the model's own. Encoding is the same whatever it is; the
-        decoder is temporal, so that fewer frames change the result.
+        VAE's decoder is temporal, so that fewer frames change the result. A small decoder looks at one frame at a time.
     sliced : feed-forward layers and self-attention of the UNet in `SLICES` parts; the same result.
     float8 : the UNet's weights stored in 8 bits and widened layer by layer; changes the result. Not done to a checkpoint with
         a LoRA.
@@ -62,10 +62,9 @@ class MemoryPlan:
     sliced: bool = False
     float8: bool = False
 
-    @property
-    def lossless(self) -> bool:
-        """Whether the result is that of the first plan, up to rounding."""
-        return self.chunk is None and not self.float8
+    def lossless(self, framewise: bool) -> bool:
+        """Whether the result is that of the first plan, up to rounding, where frames are decoded each by itself or not."""
+        return (self.chunk is None or framewise) and not self.float8
 
 
 #: From the fastest to the one that needs least.
@@ -143,7 +142,8 @@ class MemoryManager:
         lora = renderer.checkpoint.lora
         self._trees = [renderer.unet] if lora is None else [renderer.unet, lora.adapted]
         self._renderer, self._budget, self._say = renderer, budget, say
-        self._lowest = max(level for level, plan in enumerate(PLANS) if plan.lossless) if budget.lossless else len(PLANS) - 1
+        kept = [level for level, plan in enumerate(PLANS) if plan.lossless(renderer.codec.framewise)]
+        self._lowest = max(kept) if budget.lossless else len(PLANS) - 1
         self.device, self.level, self.lock = renderer.unet.device, 0, RLock()
         networks = [self._trees, [renderer.checkpoint.vae]]
         if renderer.checkpoint.env_encoder is not None:
@@ -175,7 +175,8 @@ class MemoryManager:
         if self.level + 1 == len(PLANS):
             return False
         self._go(self.level + 1)
-        self._say(f"out of memory: going on with {self.plan.name} (give --memory to start that way)")
+        kept = "the same result" if self.plan.lossless(self._renderer.codec.framewise) else "another result"
+        self._say(f"out of memory: going on with {self.plan.name}, {kept} (give --memory to start that way)")
         return True
 
     def _go(self, level: int) -> None:
@@ -325,21 +326,25 @@ def needed_bytes(renderer: DiffusionRenderer, plan: MemoryPlan, pixels: int) -> 
     Weights and layer widths are read from the modules. The G-buffers and latents of the clip are small beside these.
     """
     unet, vae, device = renderer.unet, renderer.checkpoint.vae, renderer.unet.device
+    small, factor = renderer.codec.small, renderer.codec.factor
     chunk = min(renderer.codec.chunk, plan.chunk or renderer.codec.chunk)
     values = SLICED_VALUES if plan.sliced else UNET_VALUES
     size = torch.finfo(unet.dtype).bits // 8
-    denoising = values * size * unet.config.block_out_channels[0] * renderer.window * pixels // renderer.codec.factor**2
-    # A patch encoder's VAE has as wide a decoder; the decoder is the larger in any case.
-    coding = vae.config.block_out_channels[0] * chunk * pixels * (torch.finfo(vae.dtype).bits // 8)
-    decoding = DECODER_VALUES * coding
+    denoising = values * size * unet.config.block_out_channels[0] * renderer.window * pixels // factor**2
+    width = vae.config.block_out_channels[0]
+    encoding = 2 * vae.config.latent_channels / factor**2 if vae.config.patch_encoder else ENCODER_VALUES * width
+    decoding = DECODER_VALUES * width if small is None else small.live_values
+    coding = int(max(encoding, decoding) * chunk * pixels) * (torch.finfo(vae.dtype).bits // 8)
     networks = [module_bytes(unet), module_bytes(vae), module_bytes(renderer.checkpoint.env_encoder)]
+    # It is so small that it is never put away.
+    stays = module_bytes(renderer.checkpoint.decoder_small)
     shrink = 2 if plan.float8 and size > 1 else 1
     if plan.offload == "none" or device.type == "cpu":
-        return sum(networks) + max(denoising, decoding)
+        return stays + sum(networks) + max(denoising, coding)
     if plan.offload == "component":
-        return max(networks[0] // shrink + denoising, networks[1] + decoding, networks[2])
+        return stays + max(networks[0] // shrink + denoising, networks[1] + coding, networks[2])
     blocks = [module_bytes(part) for part in (*unet.down_blocks, *unet.up_blocks, unet.mid_block)]
-    return max(max(blocks) // shrink + denoising, networks[1] + decoding, networks[2])
+    return stays + max(max(blocks) // shrink + denoising, networks[1] + coding, networks[2])
 
 
 def module_bytes(module: nn.Module | None) -> int:
@@ -350,7 +355,7 @@ def module_bytes(module: nn.Module | None) -> int:
 def weight_bytes(renderer: DiffusionRenderer) -> int:
     """Bytes of all networks of a renderer."""
     checkpoint = renderer.checkpoint
-    return sum(map(module_bytes, (checkpoint.unet, checkpoint.vae, checkpoint.env_encoder)))
+    return sum(map(module_bytes, (checkpoint.unet, checkpoint.vae, checkpoint.env_encoder, checkpoint.decoder_small)))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.geometry import dot
 from diffusion_renderer.core.types import EnvironmentMap
+from diffusion_renderer.render import brdf
 from diffusion_renderer.render.prefilter import DIFFUSE_ROWS, PanoramaStack, at_rows, convolve, grid_directions
 
 #: Integrals over the sphere of the positive part of the cosine x, and of x (1 - x)^5.
@@ -42,14 +44,13 @@ def diffuse_radiance(
 ) -> Float[Tensor, "points 3"]:
     """Radiance towards ``view`` of a white diffuse surface under the panorama of ``stack``; directions are the panorama's."""
     maps = stack.read(normal, torch.zeros_like(normal[:, 0])).unflatten(-1, (14, 3))
-    x, y, z = view[..., None].unbind(1)
-    along = lambda moment: (torch.stack((x, y, z), dim=1) * moment).sum(dim=1)  # noqa: E731
-    pairs = torch.stack((x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z), dim=1)
-    cosine, cosine1 = maps[:, 0], along(maps[:, 1:4])
-    grazing, grazing1, grazing2 = maps[:, 4], along(maps[:, 5:8]), (pairs * maps[:, 8:]).sum(dim=1)
-    r, fv = roughness, (1 - (normal * view).sum(dim=-1, keepdim=True)).clamp(0.0, 1.0).pow(5)
-    # s = r + r (l.v), s^2 = r^2 (1 + 2 (l.v) + (l.v)^2), sorted by powers of l.v.
-    total = (1 - 0.5 * fv + r * fv) * cosine + r * fv * cosine1
-    total = total + (-0.5 * (1 - 0.5 * fv) + r * (1 - fv) + r.square() * fv) * grazing
-    total = total + (r * (1 - fv) + 2 * r.square() * fv) * grazing1 + r.square() * fv * grazing2
-    return total.clamp_min(0.0) / math.pi
+    x, y, z = view.split(1, dim=-1)
+    r, fv = roughness, brdf.schlick_weight(dot(normal, view))
+    # s = r + r (l.v), s^2 = r^2 (1 + 2 (l.v) + (l.v)^2), sorted by powers of l.v: the factor of each moment, then of each map.
+    cosine, cosine1 = 1 - 0.5 * fv + r * fv, r * fv
+    grazing2 = r.square() * fv
+    grazing, grazing1 = -0.5 * (1 - 0.5 * fv) + r * (1 - fv) + grazing2, r * (1 - fv) + 2 * grazing2
+    first = torch.cat((x, y, z), dim=-1)
+    second = torch.cat((x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z), dim=-1)
+    factors = torch.cat((cosine, cosine1 * first, grazing, grazing1 * first, grazing2 * second), dim=-1)
+    return (factors[..., None] * maps).sum(dim=1).clamp_min(0.0) / math.pi

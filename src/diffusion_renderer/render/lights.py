@@ -22,6 +22,8 @@ from diffusion_renderer.render.prefilter import at_rows, grid_directions
 
 #: What exceeds this many times the mean of the panorama (itself clipped so) stands out.
 STANDS_OUT = 2.0
+#: Points lit at once on a CPU: what they need of 16 lights stays in its cache.
+CHUNK = 2**13
 #: Rows of the panorama and of the cells in which what stands out is gathered to one light each.
 ROWS, CELL_ROWS = 128, 32
 
@@ -42,11 +44,18 @@ class DistantLights:
         metallic: Float[Tensor, "points 1"],
     ) -> Float[Tensor, "points 3"]:
         """Radiance towards ``view`` by the specular lobe."""
-        total = torch.zeros_like(basecolor)
-        for direction, irradiance in zip(self.direction, self.irradiance, strict=True):
-            lobe = brdf.evaluate_specular(normal, view, direction.expand_as(normal), basecolor, roughness, metallic)
-            total = total + lobe * irradiance
-        return total
+        size = CHUNK if normal.device.type == "cpu" else max(1, len(normal))
+        points = (tensor.split(size) for tensor in (normal, view, basecolor, roughness, metallic))
+        return torch.cat([self._reflected(*chunk) for chunk in zip(*points, strict=True)])
+
+    def _reflected(self, normal: Tensor, view: Tensor, basecolor: Tensor, roughness: Tensor, metallic: Tensor) -> Tensor:
+        lobe, cosine = brdf.microfacet_of_lights(normal, view, self.direction, roughness)
+        # Summed over the lights by Fresnel term, before the colours come in: `brdf.schlick` is linear in them.
+        weight = brdf.schlick_weight(cosine)
+        dielectric, straight, grazing = (
+            (self.irradiance.mT @ (lobe * factor)).mT for factor in (brdf.fresnel_dielectric(cosine), 1 - weight, weight)
+        )
+        return (1 - metallic) * dielectric + metallic * (basecolor * straight + grazing)
 
 
 def split_lights(environment: EnvironmentMap, count: int) -> tuple[DistantLights, EnvironmentMap]:

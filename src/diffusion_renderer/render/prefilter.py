@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import einsum, rearrange
@@ -58,12 +59,28 @@ class PanoramaStack:
         """Read between columns, rows and levels linearly. Gradients are finite at the poles too."""
         levels, rows, columns = (size - border for size, border in zip(self.texels.shape[1:], (0, 2, 2), strict=True))
         u, v = _equirect(direction)
+        if levels == 1:
+            return self._read_flat(u * columns + 0.5, v * rows + 0.5)
         x = 2 * (u * columns + 1) / (columns + 2) - 1
         y = 2 * (v * rows + 1) / (rows + 2) - 1
         z = 2 * (level + 0.5) / levels - 1
         grid = torch.stack((x, y, z), dim=-1)[None, None, None]
         value = torch.nn.functional.grid_sample(self.texels[None], grid, padding_mode="border", align_corners=False)
         return value[0, :, 0, 0].T
+
+    def _read_flat(self, x: Float[Tensor, " points"], y: Float[Tensor, " points"]) -> Float[Tensor, "points channels"]:
+        """`read` of one level, at texels: all channels of the four neighbours at once. Of 42 in a quarter of the time."""
+        rows, columns = self.texels.shape[2:]
+        left, above = x.detach().floor().clamp(0, columns - 2), y.detach().floor().clamp(0, rows - 2)
+        right, below = x - left, y - above
+        corner = (above * columns + left).long()
+        places = torch.stack((corner, corner + 1, corner + columns, corner + columns + 1), dim=-1)
+        shares = torch.stack(((1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below), dim=-1)
+        return torch.nn.functional.embedding_bag(places, self._flat, mode="sum", per_sample_weights=shares)
+
+    @cached_property
+    def _flat(self) -> Float[Tensor, "texels channels"]:
+        return rearrange(self.texels, "channels 1 rows columns -> (rows columns) channels").contiguous()
 
 
 def glossy_stack(environment: EnvironmentMap, max_rows: int = MAX_ROWS) -> PanoramaStack:

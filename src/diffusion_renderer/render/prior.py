@@ -6,7 +6,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
 from diffusion_renderer.core.resize import resize
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, EnvironmentMap, GBuffer
-from diffusion_renderer.light import sample_panorama
 from diffusion_renderer.render.filtering import cross_bilateral
 from diffusion_renderer.render.splitsum import SplitSum
 from diffusion_renderer.render.ssrt import ScreenSpaceRayTracer
@@ -61,8 +59,9 @@ class Prior:
         check_name("classical renderer for a prior", name, PRIORS)
         coarse = EnvironmentMap(average_panorama(light.radiance.float(), ROWS, 2 * ROWS), light.name)
         with torch.no_grad():
-            self._shading = SplitSum(device="cpu", along=1, across=1, lights=LIGHTS).shading(coarse)
-        self._light = EnvironmentMap(light.radiance.float().cpu(), light.name)
+            # What lies behind is shown, not filtered, so it is read from the panorama as it is.
+            behind = EnvironmentMap(light.radiance.float(), light.name)
+            self._shading = SplitSum(device="cpu", along=1, across=1, lights=LIGHTS).shading(coarse, behind=behind)
         self._traced = Traced(light) if name == "ssrt" else None
 
     @torch.no_grad()
@@ -96,12 +95,7 @@ class Prior:
             on_cpu.require(DEFAULT_BUFFERS)
             on_cpu, relative = _smaller(on_cpu, size, relative), False
         seen, turns = surfaces(on_cpu, camera, relative=relative), rotations.float().cpu()
-        pictures = self._shading(seen, turns)
-        # What lies behind is shown, not filtered, so it is read from the panorama as it is.
-        behind = seen.coverage[..., 0] == 0
-        directions = einsum(turns, -seen.view, "f i j, f h w j -> f h w i")[behind]
-        pictures.movedim(1, -1)[behind] = sample_panorama(self._light, directions)
-        pictures = srgb_oetf(pictures.clamp(0.0, 1.0))
+        pictures = srgb_oetf(self._shading(seen, turns).clamp(0.0, 1.0))
         if not traced:
             return pictures
         return (pictures + self._change(on_cpu, seen, pictures, camera, turns)).clamp(0.0, 1.0)

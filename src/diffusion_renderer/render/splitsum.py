@@ -17,6 +17,7 @@ from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.geometry import dot, unit
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import camera_fixed, sample_panorama
@@ -116,16 +117,27 @@ class SplitSum(ClassicalRenderer):
         """Linear radiance that the camera sees, the panorama in the background; differentiable, on the surface's device."""
         return self.shading(light, surface.normal.device)(surface, rotations)
 
-    def shading(self, light: EnvironmentMap, device: torch.device | None = None) -> Shading:
-        """What depends on the light alone: for many surfaces under one light."""
-        return Shading(light, self.along, self.across, self.lights, device or self.device)
+    def shading(
+        self, light: EnvironmentMap, device: torch.device | None = None, behind: EnvironmentMap | None = None
+    ) -> Shading:
+        """What depends on the light alone: for many surfaces under one light. ``behind`` is the background; None: it."""
+        return Shading(light, self.along, self.across, self.lights, device or self.device, behind)
 
 
 class Shading:
     """One light, filtered, and the tables: radiance of any surface under it. See `SplitSum`."""
 
-    def __init__(self, light: EnvironmentMap, along: int, across: int, lights: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        light: EnvironmentMap,
+        along: int,
+        across: int,
+        lights: int,
+        device: torch.device,
+        behind: EnvironmentMap | None = None,
+    ) -> None:
         self.light = EnvironmentMap(light.radiance.to(device), light.name)
+        self.behind = self.light if behind is None else EnvironmentMap(behind.radiance.to(device), behind.name)
         self.lights, rest = split_lights(self.light, lights)
         # The whole panorama for smooth surfaces; what remains without the lights, which is coarser, for rough ones.
         self.smooth = glossy_stack(self.light)
@@ -137,8 +149,8 @@ class Shading:
     def __call__(self, surface: Surface, rotations: Float[Tensor, "frames 3 3"]) -> Float[Tensor, "frames 3 height width"]:
         """Linear radiance that the camera sees."""
         frames, height, width = surface.depth.shape
-        turn = rotations.to(surface.normal)[:, None, None]
-        normal, view = ((turn @ axis[..., None])[..., 0].reshape(-1, 3) for axis in (surface.normal, surface.view))
+        back = rotations.to(surface.normal).mT
+        normal, view = ((axis.flatten(1, 2) @ back).flatten(0, 1) for axis in (surface.normal, surface.view))
         material = [getattr(surface, name).flatten(0, 2) for name in ("basecolor", "roughness", "metallic", "coverage")]
         chunks = [tensor.split(CHUNK) for tensor in (normal, view, *material)]
         shaded = torch.cat([self._pixels(*chunk) for chunk in zip(*chunks, strict=True)])
@@ -155,15 +167,18 @@ class Shading:
     ) -> Float[Tensor, "points 3"]:
         """Radiance of pixels whose directions are the panorama's."""
         seen = coverage[:, 0] > 0
-        picture = sample_panorama(self.light, -view)
-        normal, view, basecolor, roughness, metallic = (t[seen] for t in (normal, view, basecolor, roughness, metallic))
+        background = sample_panorama(self.behind, -view[~seen])
+        picture = torch.zeros_like(view).masked_scatter(~seen[:, None], background)
+        # Indices, and not the mask, which every look-up would turn into indices anew.
+        places = seen.nonzero()[:, 0]
+        normal, view, basecolor, roughness, metallic = (t[places] for t in (normal, view, basecolor, roughness, metallic))
         diffuse = (1 - metallic) * basecolor * diffuse_radiance(self.diffuse, normal, view, roughness)
         share = ((roughness - LIGHTS_FROM) / (LIGHTS_TO - LIGHTS_FROM)).clamp(0.0, 1.0)
         specular = torch.zeros_like(diffuse)
         for part, weight in ((self._of_whole, 1 - share), (self._of_lights, share)):
-            need = weight[:, 0] > 0
+            need = (weight[:, 0] > 0).nonzero()[:, 0]
             values = part(normal[need], view[need], basecolor[need], roughness[need], metallic[need])
-            specular = specular.index_put((need.nonzero()[:, 0],), weight[need] * values, accumulate=True)
+            specular = specular.index_put((need,), weight[need] * values, accumulate=True)
         return picture.masked_scatter(seen[:, None], diffuse + specular)
 
     def _of_whole(self, *point: Tensor) -> Tensor:
@@ -184,7 +199,7 @@ class Shading:
         metallic: Float[Tensor, "points 1"],
     ) -> Float[Tensor, "points 3"]:
         """The specular lobe, piece by piece: integrated BRDF times the panorama filtered about the piece's direction."""
-        nv = (normal * view).sum(dim=-1, keepdim=True).clamp(_EDGE, 1.0)
+        nv = dot(normal, view).clamp(_EDGE, 1.0)
         entries = read_table(self.table, roughness, nv)
         mirror = 2 * nv * normal - view
         # In the plane of incidence, at right angles to `mirror`. At normal incidence there is no such plane: both become 0.
@@ -194,12 +209,11 @@ class Shading:
         for piece in entries.unbind(1):
             ahead, inside, aside, dielectric, scale, bias = piece[..., None].unbind(1)
             factor = (1 - metallic) * dielectric + metallic * (basecolor * scale + bias)
-            spread = 1 - piece[:, :3].norm(dim=-1)
+            spread = 1 - dot(piece[:, :3], piece[:, :3])[:, 0].clamp_min(1e-24).sqrt()
             level = level_of(spread.clamp_min(0.0))
             for side in self.sides:
                 towards = ahead * mirror + inside * inwards + side * aside * sideways
-                towards = torch.nn.functional.normalize(towards, dim=-1)
-                total = total + factor * stack.read(towards, level)
+                total = total + factor * stack.read(unit(towards), level)
         return total
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.geometry import lengths
+from diffusion_renderer.core.geometry import dot, lengths, unit
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
 
 #: Horizontal field of view in degrees where no camera is known.
@@ -78,7 +78,7 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     fov = basecolor.new_full((frames,), DEFAULT_FOV) if camera is None else camera.fov_x.to(basecolor)
     focal = width / (2 * torch.tan(torch.deg2rad(fov) / 2))
     ray = pixel_rays(height, width, focal)
-    view = -torch.nn.functional.normalize(ray, dim=-1)
+    view = -unit(ray)
     relative = is_relative(gbuffer.depth_range()) if relative is None else relative
     depth, seen = metric_depth(gbuffer, relative)
     length = lengths(gbuffer.normal, dim=1)[:, 0]
@@ -86,7 +86,7 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     towards = torch.where(seen[..., None], normal / length.clamp_min(0.1)[..., None], view)
     return Surface(
         position=ray * torch.where(seen, depth, 1.0)[..., None],
-        normal=facing(torch.nn.functional.normalize(towards, dim=-1), view),
+        normal=facing(unit(towards), view),
         view=view,
         basecolor=basecolor.clamp(0.0, 1.0),
         roughness=roughness.clamp(0.0, 1.0),
@@ -110,12 +110,14 @@ def facing(normal: Float[Tensor, "*shape 3"], view: Float[Tensor, "*shape 3"]) -
 
     Interpolated, normal-mapped and predicted normals do face away near outlines; a BRDF is not defined there.
     """
-    cosine = (normal * view).sum(dim=-1, keepdim=True)
+    cosine = dot(normal, view)
+    # They are few, so the others are left alone.
+    away = (cosine[..., 0] < MIN_COSINE).nonzero(as_tuple=True)
+    found, view = normal[away], view[away]
     # A normal exactly along -view has no nearest one, any tangent does; adding a fixed small vector picks one.
-    bent = normal - cosine * view + 1e-6 * view.roll(1, dims=-1)
-    bent = torch.nn.functional.normalize(bent - (bent * view).sum(dim=-1, keepdim=True) * view, dim=-1, eps=1e-9)
-    bent = torch.nn.functional.normalize(bent + 2 * MIN_COSINE * view, dim=-1)
-    return torch.where(cosine < MIN_COSINE, bent, normal)
+    bent = found - cosine[away] * view + 1e-6 * view.roll(1, dims=-1)
+    bent = unit(bent - dot(bent, view) * view)
+    return normal.index_put(away, unit(bent + 2 * MIN_COSINE * view))
 
 
 def metric_depth(

@@ -13,7 +13,6 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_renderer.core.errors import InputError
@@ -29,12 +28,14 @@ class AdaptedUNet(nn.Module):
     Off, its output is the UNet's to the bit. The layers' change starts at zero. Its scale is 1 where it is on: the strength at
     inference is up to the caller of the renderer.
 
-    Cannot keep the UNet apart from real clips where its parameters are sharded (FSDP): it raises InputError there.
+    What does not learn is left out of the graph, not frozen: processes that share the parameters (FSDP) settle which of them
+    need gradients when they are first gathered, for good. So it works with DDP and FSDP alike.
     """
 
     def __init__(self, unet: nn.Module, rank: int) -> None:
         super().__init__()
         flags = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
+        self._adapted, self._hidden = False, {}
         self.unet = inject_adapter_in_model(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=attention_layers(unet)), unet, adapter_name=NAME
         )
@@ -44,11 +45,14 @@ class AdaptedUNet(nn.Module):
         # peft freezes what it adapts; here both learn, in turns.
         for name, parameter in base_parameters(unet).items():
             parameter.requires_grad_(flags[name])
-        self._adapted = False
+        own = set(map(id, base_parameters(unet).values()))
+        for module in unet.modules():
+            if any(id(parameter) in own for parameter in module.parameters(recurse=False)):
+                module.register_forward_pre_hook(self._hide)
+                module.register_forward_hook(self._show, always_call=True)
 
     def forward(self, *inputs: object, adapted: bool = False) -> Tensor:
         """The UNet's output, with the adapter or without."""
-        self._adapted = adapted
         with self._learning(adapted):
             return self.unet(*inputs)
 
@@ -56,7 +60,7 @@ class AdaptedUNet(nn.Module):
         """Keep fewer activations; what is computed twice is computed alike both times."""
 
         def twice(module: nn.Module, *inputs: object) -> object:
-            adapted = self._adapted
+            adapted = self._adapted  # of this call: it is computed again when another may be on
             contexts = lambda: (nullcontext(), self._learning(adapted))  # noqa: E731
             return checkpoint(module.__call__, *inputs, use_reentrant=False, context_fn=contexts)
 
@@ -67,25 +71,27 @@ class AdaptedUNet(nn.Module):
     @contextmanager
     def _learning(self, adapted: bool) -> Iterator[None]:
         """Only the adapter, or only the UNet, is part of the graph that is recorded meanwhile."""
-        frozen: list[nn.Parameter] = []
-        if adapted:
-            frozen = [parameter for parameter in base_parameters(self.unet).values() if parameter.requires_grad]
-            if any(isinstance(parameter, DTensor) for parameter in frozen):
-                expected = "whole parameters on every process to train an adapter on real clips"
-                raise InputError(expected, "sharded ones (FSDP)", "use DDP, or --lora-rank 0")
-        self._switch(adapted)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        before, self._adapted = self._adapted, adapted
+        # The flag itself, for peft's own switch freezes and thaws the layers as well.
+        for layer in self.layers.values():
+            layer._disable_adapters = not adapted
         try:
             yield
         finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            self._switch(True)
+            self._adapted = before
+            for layer in self.layers.values():
+                layer._disable_adapters = False
 
-    def _switch(self, on: bool) -> None:
-        for layer in self.layers.values():
-            layer.enable_adapters(on)
+    def _hide(self, module: nn.Module, inputs: object) -> None:
+        """While the adapter learns, a module of the UNet computes with copies of its parameters that no gradient reaches."""
+        if self._adapted:
+            self._hidden[module] = dict(module._parameters)
+            for name, parameter in self._hidden[module].items():
+                module._parameters[name] = None if parameter is None else parameter.detach()
+
+    def _show(self, module: nn.Module, inputs: object, output: object) -> None:
+        """Put the parameters back."""
+        module._parameters.update(self._hidden.pop(module, {}))
 
     def base_state(self) -> dict[str, Tensor]:
         """The UNet's own parameters under its own names, as if there were no adapter."""

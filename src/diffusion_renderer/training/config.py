@@ -54,7 +54,7 @@ class Config:
     Attributes
     ----------
     shared : options that count for every stage.
-    tables : those of one stage, of ``all`` (see `session.SessionOptions`) and of ``autolabel``.
+    tables : those of one stage, of ``all`` (see `session.SessionOptions`), ``autolabel`` and ``estimate``.
     """
 
     shared: Mapping[str, Any] = field(default_factory=dict)
@@ -134,12 +134,14 @@ def _shared_keys() -> dict[str, Any]:
 def _known_keys() -> dict[str, dict[str, Any]]:
     """Table -> option -> type. A run has one folder and one preset, so that these stand at the top only."""
     from diffusion_renderer.training.autolabel import AutolabelOptions
+    from diffusion_renderer.training.estimate import EstimateOptions
     from diffusion_renderer.training.session import SessionOptions
 
     stage = {name: hint for name, hint in get_type_hints(TrainOptions).items() if name != "out"}
     return dict.fromkeys(STAGES, stage) | {
         "all": get_type_hints(SessionOptions),
         "autolabel": get_type_hints(AutolabelOptions),
+        "estimate": get_type_hints(EstimateOptions),
     }
 
 

@@ -15,6 +15,7 @@ from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.models.small_decoder import FOLDER, best_linear
 from diffusion_renderer.training.crops import draw_crop, sample_images
 from diffusion_renderer.training.data import Mixture, draw_part
+from diffusion_renderer.training.digest import mark_autoencoder, weights_digest
 from diffusion_renderer.training.images import evenly, network_images
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
@@ -44,6 +45,7 @@ class DecoderStage:
         torch.manual_seed(options.seed)
         self.device = find_device(options.device)
         self.preset, self.data, self.options, self.vae = preset, data, options, vae.to(self.device)
+        self.autoencoder = weights_digest(options.out / "vae" / "vae")
         self.learning_rate = preset.learning_rate(self.name)
         self.network: nn.Module = preset.small_decoder().to(self.device)
         self.network.set_linear(*best_linear(self._pairs()))
@@ -80,8 +82,9 @@ class DecoderStage:
         return rearrange(rows, "t (n k) c h w -> c (n t h) (k w)", n=len(images))
 
     def export(self, folder: Path) -> None:
-        """Write ``folder/decoder_small``."""
+        """Write ``folder/decoder_small`` and which autoencoder it is for."""
         self.network.save_pretrained(folder / FOLDER)
+        mark_autoencoder(folder / FOLDER, self.autoencoder)
 
     @torch.no_grad()
     def _encode(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels _height _width"]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,14 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen.assets.record import AssetRecord, read_records
 from diffusion_renderer.models import LightCondition
 from diffusion_renderer.training import checkpoint
+from diffusion_renderer.training.digest import belongs, weights_digest
 from diffusion_renderer.training.options import STAGES
 from diffusion_renderer.training.record import extend_record, read_record
 
+log = logging.getLogger(__name__)
+
+#: Settings that are fitted to the weights of a renderer, see `calibration`.
+FITTED = ("calibration", "residual_noise")
 #: Part of the model -> folder of the run that the stage wrote.
 PARTS = {
     "vae": "vae/vae",
@@ -35,10 +42,14 @@ def assemble(run: Path, out: Path) -> int:
 
     The two renderers share the autoencoder, which lies beside them; the environment encoder lies there as well, except where
     the forward renderer reads its light by concatenation. A stage that has not run yet is left out. InputError when none has.
-    A small decoder that was trained is what the renderers use, unless a call says otherwise.
+    A small decoder that was trained is what the renderers use, unless a call says otherwise; one that was trained for another
+    autoencoder than the run has now is left out, with a warning. What `calibration.calibrate` has fitted in ``out`` is kept
+    where the weights that come are those that are there.
     training.json says of every stage how long it was trained and which assets it has seen (see `datagen.assets.record`).
     """
     found = {part: run / source for part, source in PARTS.items() if (run / source).is_dir()}
+    if "decoder_small" in found and "vae" in found and not belongs(found["decoder_small"], found["vae"]):
+        log.warning("%s was trained for another autoencoder and is left out: train decoder again", found.pop("decoder_small"))
     encoder = _light(run / "forward") == "encoder"
     if not encoder:
         found.pop("env_encoder", None)
@@ -47,6 +58,7 @@ def assemble(run: Path, out: Path) -> int:
         shutil.rmtree(out / "forward/lora", ignore_errors=True)
     if not found:
         raise InputError(f"trained stages in {run}", "none", "run `diffusion-renderer train vae` and the later stages first")
+    fitted = {kind: _still_fitted(kind, found, out) for kind in ("inverse", "forward")}
     total = 0
     for part, source in found.items():
         target = out / part
@@ -64,8 +76,10 @@ def assemble(run: Path, out: Path) -> int:
         shutil.rmtree(out / "decoder_small", ignore_errors=True)
     for kind in ("inverse", "forward"):
         if (run / kind / "renderer.json").exists():
-            chosen = {"decoder": "small"} if "decoder_small" in found else {}
-            settings = {**_settings(run / kind), **chosen}
+            settings = {**_settings(run / kind), **fitted[kind]}
+            # A renderer that was copied from a model may name a decoder that the run does not have.
+            settings.pop("decoder", None)
+            settings |= {"decoder": "small"} if "decoder_small" in found else {}
             (out / kind / "renderer.json").write_text(json.dumps(settings, indent=2))
     stages = [stage for stage in STAGES if (run / stage).is_dir() and (encoder or stage != "env")]
     records = {stage: _record(run / stage) for stage in stages}
@@ -73,14 +87,31 @@ def assemble(run: Path, out: Path) -> int:
     return total
 
 
+def _still_fitted(kind: str, found: Mapping[str, Path], out: Path) -> dict[str, Any]:
+    """What was fitted to the renderer in ``out``, where none of the networks that decide what it makes is to change."""
+    known = {name: value for name, value in _settings(out / kind).items() if name in FITTED}
+    if not known:
+        return {}
+    others = ("forward/", "env_encoder") if kind == "inverse" else ("inverse/",)
+    for part in PARTS:
+        if part.startswith(others) or part.endswith("scheduler"):
+            continue
+        if part in found and weights_digest(out / part) != weights_digest(found[part]):
+            return {}
+        if part == "decoder_small" and part not in found and (out / part).is_dir():
+            return {}
+    return known
+
+
 def unpack(model: Path, run: Path, light: LightCondition = "encoder", residual: bool | None = None) -> None:
     """The reverse of `assemble`: lay a model's networks into a run folder, so that its stages go on from them.
 
-    What the run has already is left alone; the stages of what is copied inherit the model's record of assets. A forward
-    renderer that is told the light in another way than ``light`` is left out, since no network of ours can go on from it: the
-    ablation takes the autoencoder of any model. Where one that makes the difference to a classical picture (``residual``; None:
-    as the model has it) is to go on from one that makes the whole frame, its last convolution is set to zero: it begins with
-    the picture. The other way round it is left out. InputError when the model has none of the parts.
+    What the run has already is left alone; the stages of what is copied inherit the model's record of assets, and a renderer
+    keeps its settings until it is trained. A forward renderer that is told the light in another way than ``light`` is left out,
+    since no network of ours can go on from it: the ablation takes the autoencoder of any model. Where one that makes the
+    difference to a classical picture (``residual``; None: as the model has it) is to go on from one that makes the whole frame,
+    its last convolution is set to zero: it begins with the picture. The other way round it is left out. InputError when the
+    model has none of the parts.
     """
     found = {part: target for part, target in PARTS.items() if (model / part).is_dir()}
     settings = _settings(model / "forward")
@@ -99,6 +130,10 @@ def unpack(model: Path, run: Path, light: LightCondition = "encoder", residual: 
         extend_record(run / stage, records.get(stage, AssetRecord(complete=False)))
     for part, target in missing.items():
         shutil.copytree(model / part, run / target)
+    for kind in ("inverse", "forward"):
+        silenced = kind == "forward" and residual and not made
+        if f"{kind}/unet" in missing and (model / kind / "renderer.json").exists() and not silenced:
+            shutil.copy(model / kind / "renderer.json", run / kind / "renderer.json")
     if "forward/unet" in missing and residual and not made:
         _silence(run / missing["forward/unet"])
 

@@ -46,9 +46,9 @@ class InverseStage(LatentStage):
         return (self.draw(step, self.options.batch, real=False),)
 
     def usable(self, store: FrameStore) -> Bool[Tensor, "total"]:
-        """Synthetic frames that have at least one whole group."""
+        """Synthetic frames that have at least one whole group of true buffers."""
         every = torch.arange(len(store))
-        return group_present(store, every, self.preset.groups).any(dim=-1) & ~store.real[store.clip]
+        return group_present(store, every, self.preset.groups).any(dim=-1) & store.measured
 
     def conditions(self, part: Part, training: bool = True) -> Conditions:
         """The clip, and which group is wanted."""

@@ -90,9 +90,9 @@ class _Result:
     save: bool
 
 
-def learning_rate_at(step: int, peak: float, max_steps: int, warmup: int = 100) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last 60 % of ``max_steps``."""
-    decay_from = int(0.4 * max_steps)
+def learning_rate_at(step: int, peak: float, max_steps: int, warmup: int = 100, decay: float = 0.6) -> float:
+    """Linear warm-up, constant, then linear decay to zero over the last share ``decay`` of ``max_steps``."""
+    decay_from = int((1 - decay) * max_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * min(1.0, max(0.0, (max_steps - step) / max(1, max_steps - decay_from)))
@@ -202,7 +202,7 @@ def _train(engine: _Engine, state: TrainState, logs: Logs) -> TrainState:
     logged = saved = clock.start
     saved_step, samples, stop = state.step, 0, False
     while state.step < options.max_steps and not stop:
-        rate = learning_rate_at(state.step, peak, options.max_steps, options.warmup)
+        rate = learning_rate_at(state.step, peak, options.max_steps, options.warmup, options.decay)
         result = _take_step(engine, state, rate, clock.due(saved))
         state = TrainState(state.step + 1, clock.seconds(), (*state.losses, result.loss)[-REMEMBERED:])
         stop, samples = result.stop, samples + result.samples

@@ -42,7 +42,7 @@ _LEAST = {
     "teacher_guidance": (0, True),
 }
 #: Numbers that are shares: from 0 to 1, and whether 1 itself will do.
-_SHARES = {"ema": False, "real_share": True, "max_bad": True}
+_SHARES = {"decay": True, "ema": False, "real_share": True, "max_bad": True}
 _CHOICES = {
     "precision": get_args(Precision),
     "light": get_args(LightCondition),
@@ -62,13 +62,14 @@ class TrainOptions:
     data : folders of shards written by ``diffusion-renderer dataset`` or ``train autolabel``, with their weights in the
         mixture. Paths become folders without a weight, words are read as ``DIR`` or ``DIR=WEIGHT``: all are `DataSource`s then.
     out : run folder; each stage keeps its checkpoints, CSV log and sample sheets in a folder of its own below it.
-    max_steps : optimiser steps in all, over every run of the stage; the learning rate decays to zero towards it.
+    max_steps : optimiser steps in all, over every run of the stage; the learning rate decays towards it.
     max_minutes : wall-clock limit of this run, minutes; None for no limit.
     batch : images of the preset's size per optimiser step, over all processes (a clip of n frames counts n).
     accumulate : pieces in which each process computes its share of a step, one after the other: less memory, same result.
     checkpointing : the networks keep fewer activations and compute them twice: less memory, about a third more time.
     learning_rate : peak of AdamW's learning rate; None for the preset's own of the stage.
     warmup : steps over which the learning rate grows to its peak.
+    decay : share of ``max_steps``, at the end, over which the learning rate falls to zero; 0 leaves it at its peak.
     ema : decay per step of the averaged weights, which are what is exported.
     seed : of the data order, the noise and the initial weights.
     save_minutes, save_steps : minutes and steps between checkpoints; no checkpoints by steps when None.
@@ -103,6 +104,7 @@ class TrainOptions:
     checkpointing: bool = False
     learning_rate: float | None = None
     warmup: int = 100
+    decay: float = 0.6
     ema: float = 0.999
     seed: int = 0
     save_minutes: float = 4.0

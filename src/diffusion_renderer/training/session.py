@@ -10,35 +10,34 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
-from diffusion_renderer.datagen import DatasetSettings
 from diffusion_renderer.io.atomic import atomic_path
+from diffusion_renderer.training.digest import belongs
+from diffusion_renderer.training.export import PARTS, assemble
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import PRESETS, Preset
+from diffusion_renderer.training.session_data import count_images, render_data, render_held_out
+
+if TYPE_CHECKING:
+    from diffusion_renderer.training.calibration import Fitted
 
 log = logging.getLogger(__name__)
 
 #: The phases in order; each has a share of the minutes. `evaluate` is the caller's: training knows nothing of evaluation.
-PHASES = ("render", "vae", "env", "inverse", "forward", "evaluate")
+PHASES = ("render", "vae", "decoder", "env", "inverse", "forward", "calibrate", "evaluate")
 #: The stages that are trained, in order.
-STAGES = ("vae", "env", "inverse", "forward")
+STAGES = ("vae", "decoder", "env", "inverse", "forward")
 #: Stages whose networks others are built on: trained once, then kept.
-FOUNDATIONS = ("vae", "env")
-#: Stage to the folder of its network in the run.
-NETWORKS = {"vae": "vae/vae", "env": "env/env_encoder", "inverse": "inverse/unet", "forward": "forward/unet"}
+FOUNDATIONS = ("vae", "decoder", "env")
 #: In place of a number of steps while nobody knows how many there is time for.
 MANY_STEPS = 10**9
-#: Shards of a data set at most: more than there is time for.
-MANY_SHARDS = 10_000
 #: Share of a stage's minutes in which its speed is measured, at the full learning rate; they count as training.
 PROBE = 0.15
 #: Minutes of a stage that is needed when the time is up: enough for the steps that its log begins with.
 LEAST_MINUTES = 0.02
-#: Seed of the clips; evaluation has its own, which training refuses.
-SEED = 0
 
 RECORD, CURVE = "session.json", "learning.csv"
 
@@ -59,8 +58,10 @@ class SessionOptions:
     shard_images : frames per shard. No shard is begun after the time for rendering is up.
     workers : processes that render at once; 0 for one per core, or one on a GPU.
     variant : Mitsuba's, as in `datagen.DatasetSettings`; None for the first that works.
-    render, vae, env, inverse, forward, evaluate : share of the minutes of each phase, relative to each other. A phase gets its
-        share of what is left when it begins; 0 leaves it out. `vae` and `env` are left out when the run has them.
+    render, vae, decoder, env, inverse, forward, calibrate, evaluate : share of the minutes of each phase, relative to each
+        other. A phase gets its share of what is left when it begins; 0 leaves it out. `vae`, `decoder` and `env` are left out
+        when the run has them; `decoder` also where the preset's autoencoder is a frozen one, which keeps its own.
+    calibrate_clips : at most so many stills that the model is calibrated on, rendered beside the data and never trained on.
     evaluate_clips : clips that the model is scored on at the end; 0 for no evaluation.
     """
 
@@ -75,16 +76,19 @@ class SessionOptions:
     variant: str | None = None
     render: float = 0.3
     vae: float = 0.08
+    decoder: float = 0.05
     env: float = 0.04
     inverse: float = 0.28
     forward: float = 0.25
+    calibrate: float = 0.03
     evaluate: float = 0.05
+    calibrate_clips: int = 32
     evaluate_clips: int = 8
 
     def __post_init__(self) -> None:
         if not self.max_minutes > 0:
             raise InputError("--max-minutes above 0", str(self.max_minutes), "give the minutes that everything may take")
-        for name, least in (("samples", 1), ("shard_images", 1), ("workers", 0), ("evaluate_clips", 0)):
+        for name, least in (("samples", 1), ("shard_images", 1), ("workers", 0), ("calibrate_clips", 8), ("evaluate_clips", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} of at least {least}", str(getattr(self, name)), "give a larger number")
         for name, least in (("frames", 1), ("size", 8), ("clips", 1)):
@@ -110,6 +114,7 @@ class Session:
     steps : stage to optimiser steps, in all sessions.
     minutes : that all sessions have taken so far.
     left : minutes that are left of this one, for the evaluation.
+    fitted : what the calibration made of the model's settings.
     """
 
     number: int
@@ -118,6 +123,7 @@ class Session:
     steps: dict[str, int]
     minutes: float
     left: float
+    fitted: tuple[Fitted, ...] = ()
 
 
 def _check_alone() -> None:
@@ -162,7 +168,7 @@ def run_session(options: SessionOptions, stages: Mapping[str, TrainOptions], pre
 
     Parameters
     ----------
-    stages : the options of vae, env, inverse and forward, all of one ``out``. Their data comes beside what is rendered; their
+    stages : the options of all stages of `STAGES`, all of one ``out``. Their data comes beside what is rendered; their
         ``max_steps`` is an upper bound (`MANY_STEPS` for none), their ``max_minutes`` is not used.
     preset : name of a preset.
 
@@ -173,16 +179,14 @@ def run_session(options: SessionOptions, stages: Mapping[str, TrainOptions], pre
 
     Raises InputError as `train` does, and when there is neither data nor time to render some.
     """
-    from diffusion_renderer.training.export import assemble
-
     check_name("preset", preset, PRESETS)
     _check_alone()
     out, clock = next(iter(stages.values())).out, _Clock(options)
     record = _Record(out)
-    trained = [stage for stage in FOUNDATIONS if not record.needs(stage) or (stage == "vae" and PRESETS[preset].frozen_vae)]
+    trained = _kept(record, PRESETS[preset])
     for stage in trained:
         clock.leave_out(stage)
-    folders = _render(options, PRESETS[preset], out / "data", clock.begin("render"))
+    folders = render_data(options, PRESETS[preset], out / "data", clock.begin("render"))
     record.note("render", minutes=clock.spent)
     for stage, told in stages.items():
         if stage in trained:
@@ -194,66 +198,44 @@ def run_session(options: SessionOptions, stages: Mapping[str, TrainOptions], pre
             _train_stage(stage, replace(told, data=(*told.data, *folders)), preset, minutes, record)
     model = out / "model"
     assemble(out, model)
+    fitted = _calibrate(model, options, stages, PRESETS[preset], clock, record)
     record.finish(clock.spent)
-    return Session(record.number, model, _images(folders), record.steps, record.minutes, clock.left)
+    return Session(record.number, model, count_images(folders), record.steps, record.minutes, clock.left, fitted)
 
 
-def _render(options: SessionOptions, preset: Preset, out: Path, minutes: float | None) -> tuple[Path, ...]:
-    """Render stills and clips for so many minutes, the same time for each, at least a shard of each where there is none.
-
-    Returns the folders that have shards.
-    """
-    from diffusion_renderer.datagen import generate_shards
-
-    chosen = _data_sets(options, preset, out)
-    if minutes is None:
-        return _rendered(chosen)
-    deadline = time.monotonic() + 60 * minutes
-    for number, (folder, settings) in enumerate(chosen.items()):
-        shard_size = max(1, options.shard_images // settings.frames)
-        asked = {"clips": options.clips or MANY_SHARDS * shard_size, "shard_size": shard_size, "seed": SEED}
-        if not _rendered([folder]):
-            generate_shards(folder, settings, **asked, only=(0, 1))
-        left = (deadline - time.monotonic()) / 60
-        if left > 0:
-            share = left / (len(chosen) - number)
-            generate_shards(folder, settings, **asked, workers=options.workers, max_minutes=share)
-    return _rendered(chosen)
+def _kept(record: _Record, preset: Preset) -> list[str]:
+    """The foundations that are not trained: those that the run has, and what a frozen autoencoder does without."""
+    if preset.frozen_vae:
+        return ["vae", "decoder", *(["env"] if not record.needs("env") else [])]
+    kept = [stage for stage in FOUNDATIONS if not record.needs(stage)]
+    # A small decoder belongs to one autoencoder.
+    return kept if "vae" in kept else [stage for stage in kept if stage != "decoder"]
 
 
-def _rendered(folders: Iterable[Path]) -> tuple[Path, ...]:
-    """Those of the folders that have shards."""
-    return tuple(folder for folder in folders if any(folder.glob("shard-*.tar")))
+def _calibrate(
+    model: Path,
+    options: SessionOptions,
+    stages: Mapping[str, TrainOptions],
+    preset: Preset,
+    clock: _Clock,
+    record: _Record,
+) -> tuple[Fitted, ...]:
+    """Render clips for it where there are none yet, and calibrate the renderers of the model; nothing when there is no time."""
+    from diffusion_renderer.training.calibration import LEAST_CLIPS, calibrate
 
-
-def _data_sets(options: SessionOptions, preset: Preset, out: Path) -> dict[Path, DatasetSettings]:
-    """Folder to settings of each data set: stills and clips for each folder of assets. A folder's name tells its size."""
-    from diffusion_renderer.datagen.assets import asset_folders
-
-    size = options.size or preset.size
-    lengths = dict.fromkeys((1, options.frames or max(preset.lengths)))
-    found = {}
-    for folder in options.assets or (None,):
-        assets = {} if folder is None else {**asset_folders(folder), "split": "train"}
-        name = "procedural" if folder is None else folder.resolve().name
-        for frames in lengths:
-            settings = DatasetSettings(
-                frames=frames, width=size, height=size, samples=options.samples, variant=options.variant, **assets
-            )
-            found[out / f"{name}-{frames}x{size}px"] = settings
-    if len(found) < len(lengths) * max(1, len(options.assets)):
-        raise InputError("folders of assets with different names", ", ".join(map(str, options.assets)), "rename one")
-    return found
-
-
-def _images(folders: Iterable[Path]) -> int:
-    """Frames in the data sets, by their lists."""
-    total = 0
-    for folder in folders:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        frames = (index.get("settings") or {}).get("frames", 1)
-        total += sum(shard["clips"] for shard in index["shards"]) * frames
-    return total
+    minutes, began = clock.begin("calibrate"), clock.spent
+    if not minutes or not any((model / kind / "unet").is_dir() for kind in ("inverse", "forward")):
+        return ()
+    told = next(iter(stages.values()))
+    # Rendering and two renderers take about three seconds a clip on a core.
+    clips = min(options.calibrate_clips, max(LEAST_CLIPS, int(20 * minutes)))
+    folders = render_held_out(options, preset, told.out / "held-out", clips, minutes / 2)
+    if count_images(folders) < LEAST_CLIPS:
+        log.warning("there was no time to render the clips that the model is calibrated on: it is left as it is")
+        return ()
+    fitted = calibrate(model, folders, clips, told.device)
+    record.note("calibrate", minutes=clock.spent - began)
+    return fitted
 
 
 def _train_stage(stage: str, options: TrainOptions, preset: str, minutes: float, record: _Record) -> None:
@@ -310,9 +292,11 @@ class _Record:
         return {stage: step for session in self._content["sessions"] for stage, step in session["steps"].items()}
 
     def needs(self, stage: str) -> bool:
-        """Whether a stage is to be trained: its network is not there, or a session was stopped while it trained."""
-        there = (self._out / NETWORKS[stage]).is_dir()
-        return not there or stage in self._content["unfinished"]
+        """Whether a stage is to be trained: its network is not there, a session was stopped while it trained, or a small
+        decoder is of an autoencoder that the run had before."""
+        network = self._out / next(folder for folder in PARTS.values() if folder.startswith(f"{stage}/"))
+        stale = stage == "decoder" and network.is_dir() and not belongs(network, self._out / PARTS["vae"])
+        return not network.is_dir() or stale or stage in self._content["unfinished"]
 
     def progress(self, stage: str) -> tuple[int, float]:
         """Steps and seconds that a stage has been trained for, by its newest checkpoint."""

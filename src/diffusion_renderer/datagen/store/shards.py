@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import groupby, islice
@@ -305,12 +305,17 @@ def read_shards(folder: str | Path) -> Iterator[Sample]:
         yield from read_shard(path)
 
 
-def read_shard(path: str | Path) -> Iterator[Sample]:
-    """The clips of one shard, in order. Raises InputError when it is not a whole shard of this data engine."""
+def read_shard(path: str | Path, only: Container[int] | None = None) -> Iterator[Sample]:
+    """The clips of one shard, in order; with ``only``, those in these places, the others not decoded.
+
+    Raises InputError when it is not a whole shard of this data engine.
+    """
     try:
         with tarfile.open(path) as tar:
             members = (member for member in tar if member.isfile())
-            for clip, group in groupby(members, key=lambda member: member.name.split("/")[0]):
+            for place, (clip, group) in enumerate(groupby(members, key=lambda member: member.name.split("/")[0])):
+                if only is not None and place not in only:
+                    continue
                 files = {member.name.removeprefix(f"{clip}/"): tar.extractfile(member).read() for member in group}
                 yield decode_clip(files)
     except (tarfile.TarError, OSError, KeyError, ValueError) as error:

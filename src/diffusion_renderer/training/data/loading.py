@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.datagen import read_shard
+from diffusion_renderer.datagen import Sample, read_shard
 from diffusion_renderer.datagen.assets.split import by_kind, from_kinds, named_assets
 from diffusion_renderer.datagen.settings import EVALUATION_SEEDS
 from diffusion_renderer.datagen.store.shards import read_metas
 from diffusion_renderer.io.atomic import atomic_path, make_folder, write_bytes
 from diffusion_renderer.training.data.faults import SkippedShard, attempt, check_limit, clip_names
 from diffusion_renderer.training.data.mixture import Mixture, Source
-from diffusion_renderer.training.data.samples import complete, stores_by_size
+from diffusion_renderer.training.data.samples import complete, is_estimated, stores_by_size
 from diffusion_renderer.training.data.store import (
     BUFFERS5,
     DEPTH,
@@ -170,7 +170,7 @@ def _decode(path: Path, kept: Path) -> tuple[FrameStore, ...] | SkippedShard:
     facts = attempt(path, lambda: _facts(path))
     if isinstance(facts, SkippedShard):
         return facts
-    _refuse_evaluation_seeds(path, facts)
+    refuse_evaluation_seeds(path, facts["seeds"])
     stores = attempt(path, lambda: stores_by_size(read_shard(path), clip_names(path)))
     if isinstance(stores, SkippedShard):
         return stores
@@ -194,8 +194,9 @@ def _facts(path: Path) -> dict[str, Any]:
     }
 
 
-def _refuse_evaluation_seeds(path: Path, facts: dict[str, Any]) -> None:
-    if EVALUATION_SEEDS & set(facts["seeds"]):
+def refuse_evaluation_seeds(path: Path, seeds: Iterable[int]) -> None:
+    """InputError when one of a shard's seeds is one that renderers are scored on."""
+    if EVALUATION_SEEDS & set(seeds):
         advice = "leave it out: the model would be scored on what it has seen"
         raise InputError("shards to train on", f"clips of the evaluation seed in {path}", advice)
 
@@ -212,7 +213,10 @@ def _keep(kept: Path, facts: dict[str, Any], stores: tuple[FrameStore, ...]) -> 
         if store.defined:
             arrays["defined"] = store.defined[0]
         _save(arrays, _array_file(kept, store.size))
-    parts = [{"size": list(store.size), "keys": list(store.keys)} for store in stores]
+    parts = [
+        {"size": list(store.size), "keys": list(store.keys), "estimated": store.estimated.nonzero()[:, 0].tolist()}
+        for store in stores
+    ]
     write_bytes(kept, json.dumps({**facts, "parts": parts}).encode())
 
 
@@ -228,45 +232,65 @@ def _read_kept(kept: Path, path: Path) -> tuple[FrameStore, ...] | None:
     """What the cache holds of a shard, memory-mapped; None when it is not there or not whole. The seeds are checked anew."""
     try:
         facts = json.loads(kept.read_text())
-        parts = [(load_file(_array_file(kept, tuple(part["size"]))), tuple(part["keys"])) for part in facts["parts"]]
+        parts = [(load_file(_array_file(kept, tuple(part["size"]))), part) for part in facts["parts"]]
     except (OSError, ValueError, LookupError, SafetensorError):
         return None
-    _refuse_evaluation_seeds(path, facts)
+    refuse_evaluation_seeds(path, facts["seeds"])
     return tuple(
         FrameStore(
             images=(arrays["images"],),
             **{name: arrays[name] for name in _ARRAYS},
-            keys=keys,
+            keys=tuple(part["keys"]),
+            estimated=_at(part.get("estimated", []), len(part["keys"])),
             defined=(arrays["defined"],) if "defined" in arrays else (),
             assets=from_kinds(facts["assets"]),
         )
-        for arrays, keys in parts
+        for arrays, part in parts
     )
 
 
+def _at(places: list[int], count: int) -> Bool[Tensor, "{count}"]:
+    """True at the places of a list of ``count``. What was kept before there were estimated clips lists none."""
+    found = torch.zeros(count, dtype=torch.bool)
+    found[places] = True
+    return found
+
+
 def _load_prior(path: Path, kept: Path, size: tuple[int, int], name: str) -> UInt8[Tensor, "frames pictures 3 height width"]:
-    """What the classical renderer ``name`` makes of a shard's frames of one size, from the true G-buffers; kept in files.
+    """What the classical renderer ``name`` makes of a shard's frames of one size, from their G-buffers; kept in files.
 
-    One that traces rays makes two pictures: the second one is what it makes where depth is relative (see `render.Prior`).
+    One that traces rays makes two pictures: the second one is what it makes where depth is relative (see `render.Prior`). Of
+    estimated buffers, whose depth is, both are that one.
     """
-    names = (name,) if name == "splitsum" else (name, "splitsum")
-    return torch.stack([_load_pictures(path, kept, size, each) for each in names], dim=1)
+    plain = _load_pictures(path, kept, size, "splitsum")
+    return plain[:, None] if name == "splitsum" else torch.stack((_load_pictures(path, kept, size, name, plain), plain), dim=1)
 
 
-def _load_pictures(path: Path, kept: Path, size: tuple[int, int], name: str) -> UInt8[Tensor, "frames 3 height width"]:
-    """The pictures of one classical renderer."""
+def _load_pictures(
+    path: Path, kept: Path, size: tuple[int, int], name: str, untraced: UInt8[Tensor, "frames 3 height width"] | None = None
+) -> UInt8[Tensor, "frames 3 height width"]:
+    """The pictures of one classical renderer; of estimated buffers those of ``untraced``, where they are given."""
     file = _array_file(kept, size, f".{name}-{PRIOR_VERSION}")
     if not file.exists():
-        from diffusion_renderer.render import Prior
-
-        frames = []
+        frames: list[Tensor] = []
+        done = 0
         for item in read_shard(path):
             if item.clip.frames.shape[-2:] != size:
                 continue
-            if complete(item):
-                picture = Prior(name, item.environment)(item.gbuffer, item.camera, item.lookup).nan_to_num(0.0)
-            else:
-                picture = torch.zeros_like(item.clip.frames)
-            frames.append(picture.clamp(0, 1).mul(255).round().to(torch.uint8))
+            estimated = is_estimated(item) or item.meta.get("real", False)
+            for lit in item.under_each_light():
+                copied = untraced is not None and estimated
+                frames.append(untraced[done : done + len(lit.clip)] if copied else _picture(lit, name))
+                done += len(lit.clip)
         _save({"prior": torch.cat(frames)}, file)
     return load_file(file)["prior"]
+
+
+def _picture(item: Sample, name: str) -> UInt8[Tensor, "frames 3 height width"]:
+    """What a classical renderer makes of a clip; black where it lacks what that needs."""
+    from diffusion_renderer.render import Prior
+
+    if not complete(item):
+        return torch.zeros_like(item.clip.frames, dtype=torch.uint8)
+    picture = Prior(name, item.environment)(item.gbuffer, item.camera, item.lookup).nan_to_num(0.0)
+    return picture.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -31,6 +31,7 @@ class _Packed:
     light: Float[Tensor, "3 lightheight lightwidth"]
     present: Bool[Tensor, "buffers"]
     real: bool
+    estimated: bool
     has_light: bool
     defined: Bool[Tensor, "frames height width"] | None
     assets: NamedAssets
@@ -52,10 +53,14 @@ def store_clips(clips: Iterable[Sample], keys: Sequence[str] | None = None) -> F
 
 
 def stores_by_size(clips: Iterable[Sample], keys: Iterable[str]) -> tuple[FrameStore, ...]:
-    """One store for every frame size among the clips, in the order in which the sizes come. Holds one sample at a time."""
+    """One store for every frame size among the clips, in the order in which the sizes come. Holds one sample at a time.
+
+    A clip under several lights is a clip for each of them; the further ones are called ``key/light1``, ``key/light2``.
+    """
     groups: dict[tuple[int, int], list[_Packed]] = {}
     for item, key in zip(clips, keys, strict=True):
-        groups.setdefault(item.clip.size, []).append(_pack(item, key))
+        for number, lit in enumerate(item.under_each_light()):
+            groups.setdefault(item.clip.size, []).append(_pack(lit, f"{key}/light{number}" if number else key))
     return tuple(_join(group) for group in groups.values())
 
 
@@ -73,6 +78,7 @@ def _join(clips: list[_Packed]) -> FrameStore:
         present=torch.cat([item.present.expand(length, -1) for item, length in zip(clips, lengths, strict=True)]),
         keys=tuple(item.key for item in clips),
         real=torch.tensor([item.real for item in clips]),
+        estimated=torch.tensor([item.estimated for item in clips]),
         has_light=torch.tensor([item.has_light for item in clips]),
         defined=defined,
         assets=frozenset().union(*(item.assets for item in clips)),
@@ -91,11 +97,17 @@ def _pack(item: Sample, key: str) -> _Packed:
         light=light,
         present=torch.tensor([getattr(gbuffer, name) is not None for name in BUFFERS5]),
         real=bool(item.meta.get("real", False)),
+        estimated=is_estimated(item),
         has_light=has_light(item),
         defined=defined_pixels(item),
         assets=named_assets(item.meta),
         key=key,
     )
+
+
+def is_estimated(item: Sample) -> bool:
+    """Whether the buffers of a rendered clip are not the truth but an inverse renderer's (see `training.estimate`)."""
+    return "estimated" in item.meta
 
 
 def has_light(item: Sample) -> bool:

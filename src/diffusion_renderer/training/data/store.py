@@ -40,11 +40,12 @@ class FrameStore:
     present : which of `BUFFERS5` have ground truth in each frame.
     keys : name of every clip, such as ``shard-000003/00000012``.
     real : the clip is a real one: its buffers and light are estimates.
+    estimated : the clip is rendered, its light is the true one, and its buffers are estimates (see `training.estimate`).
     has_light : the clip comes with a panorama, and with poses that tell how the camera sees it.
     defined : 1 where a frame's ground truth is defined, else 0, for all buffers together; one array per entry of ``images``, or
         none at all when it is defined everywhere. Background is defined: there is nothing, and that is known.
-    prior : the pictures that a classical renderer makes of every frame from its true G-buffers, as `images`; empty when not
-        asked for, 0 for clips that lack a buffer or the light.
+    prior : the pictures that a classical renderer makes of every frame from its G-buffers, as `images`; empty when not asked
+        for, 0 for clips that lack a buffer or the light.
     assets : the models, materials and panoramas from files that the clips show.
     """
 
@@ -55,6 +56,7 @@ class FrameStore:
     present: Bool[Tensor, "total buffers"]
     keys: tuple[str, ...]
     real: Bool[Tensor, "clips"]
+    estimated: Bool[Tensor, "clips"]
     has_light: Bool[Tensor, "clips"]
     defined: tuple[UInt8[Tensor, "_frames height width"], ...] = ()
     prior: tuple[UInt8[Tensor, "_frames pictures 3 height width"], ...] = ()
@@ -73,6 +75,11 @@ class FrameStore:
     def lit(self) -> Bool[Tensor, "total"]:
         """Frames of clips with a light."""
         return self.has_light[self.clip]
+
+    @property
+    def measured(self) -> Bool[Tensor, "total"]:
+        """Frames whose buffers are the truth, and nobody's estimates."""
+        return ~(self.real | self.estimated)[self.clip]
 
     def having(self, names: Sequence[str]) -> Bool[Tensor, "total"]:
         """Frames that have ground truth of all these buffers. InputError for a name that is not one of `BUFFERS5`."""
@@ -135,6 +142,7 @@ def concatenate(parts: Sequence[FrameStore]) -> FrameStore:
         present=torch.cat([part.present for part in parts]),
         keys=tuple(key for part in parts for key in part.keys),
         real=torch.cat([part.real for part in parts]),
+        estimated=torch.cat([part.estimated for part in parts]),
         has_light=torch.cat([part.has_light for part in parts]),
         defined=_all_defined(parts),
         prior=tuple(pictures for part in parts for pictures in part.prior),
