@@ -6,10 +6,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.color import srgb_oetf
+from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.encoding import may_be_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import lengths
@@ -17,6 +18,7 @@ from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
 from diffusion_renderer.core.resize import resize
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, EnvironmentMap, GBuffer
+from diffusion_renderer.light import sample_panorama
 from diffusion_renderer.render.filtering import cross_bilateral
 from diffusion_renderer.render.splitsum import SplitSum
 from diffusion_renderer.render.ssrt import ScreenSpaceRayTracer
@@ -38,6 +40,10 @@ SAMPLES, STEPS, THICKNESS, BOUNCES, TRACED_ROWS, PASSES = 32, 12, 0.05, 2, 128, 
 TRACED_AREA = 128 * 128
 #: A picture up to this many times as large is traced as it is.
 TRACED_MARGIN = 1.5
+#: What a pixel's coverage counts beside that of its two neighbours, in either direction: at outlines a pixel that a surface was
+#: seen in shows some of the background. On 32 rendered stills 0.09 dB (split-sum 0.08) better than none, on 48 with estimated
+#: buffers 0.13 dB; (1, 2, 1) 0.03 and 0.14. Pixels outside are left alone: where masks are true, nothing was seen there.
+OUTLINE = (1 / 6, 4 / 6, 1 / 6)
 
 
 class Prior:
@@ -62,6 +68,7 @@ class Prior:
             # What lies behind is shown, not filtered, so it is read from the panorama as it is.
             behind = EnvironmentMap(light.radiance.float(), light.name)
             self._shading = SplitSum(device="cpu", along=1, across=1, lights=LIGHTS).shading(coarse, behind=behind)
+        self._behind = EnvironmentMap(behind.radiance.cpu(), light.name)
         self._traced = Traced(light) if name == "ssrt" else None
 
     @torch.no_grad()
@@ -96,9 +103,9 @@ class Prior:
             on_cpu, relative = _smaller(on_cpu, size, relative), False
         seen, turns = surfaces(on_cpu, camera, relative=relative), rotations.float().cpu()
         pictures = srgb_oetf(self._shading(seen, turns).clamp(0.0, 1.0))
-        if not traced:
-            return pictures
-        return (pictures + self._change(on_cpu, seen, pictures, camera, turns)).clamp(0.0, 1.0)
+        if traced:
+            pictures = (pictures + self._change(on_cpu, seen, pictures, camera, turns)).clamp(0.0, 1.0)
+        return self._outlined(pictures, seen, turns)
 
     def _change(
         self, gbuffer: GBuffer, seen: Surface, pictures: Tensor, camera: Camera | None, turns: Float[Tensor, "frames 3 3"]
@@ -116,6 +123,24 @@ class Prior:
         # The background's zeros must not bleed into edges.
         share = resize(coverage, (width, height)).clamp_min(1e-3)
         return resize(change, (width, height)) / share * seen.coverage.movedim(-1, 1)
+
+
+    def _outlined(
+        self, pictures: Float[Tensor, "frames 3 height width"], seen: Surface, turns: Float[Tensor, "frames 3 3"]
+    ) -> Float[Tensor, "frames 3 height width"]:
+        """The pictures with what lies behind let through at the outlines of what was hit; in place."""
+        coverage = seen.coverage[..., 0]
+        kernel = coverage.new_tensor(OUTLINE)
+        padded = F.pad(coverage[:, None], (1, 1, 1, 1), mode="replicate")
+        share = F.conv2d(padded, (kernel[:, None] * kernel)[None, None])[:, 0]
+        frame, row, column = ((coverage > 0) & (share < 1 - 1e-4)).nonzero(as_tuple=True)
+        if len(frame) == 0:
+            return pictures
+        directions = einsum(turns[frame], -seen.view[frame, row, column], "n i j, n j -> n i")
+        own, share = srgb_eotf(pictures[frame, :, row, column]), share[frame, row, column, None]
+        mixed = share * own + (1 - share) * sample_panorama(self._behind, directions)
+        pictures[frame, :, row, column] = srgb_oetf(mixed.clamp(0.0, 1.0))
+        return pictures
 
 
 class Traced:

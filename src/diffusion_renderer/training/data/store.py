@@ -23,7 +23,7 @@ DEPTH = next((1 + index, group.index("depth")) for index, group in enumerate(GRO
 BUFFERS5 = DEFAULT_BUFFERS
 
 #: Counts the changes of what `render.Prior` draws: pictures that were kept before the last one are drawn anew.
-PRIOR_VERSION = 2
+PRIOR_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
