@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,19 @@ def test_lora_scale(forward: DiffusionForwardRenderer, folder: Path) -> None:
     assert torch.equal(plain, forward(gbuffer, LIGHT).frames)
     with pytest.raises(InputError, match="LoRA"):
         load_forward(folder / "packed", device="cpu")(gbuffer, LIGHT, lora_scale=0.5)
+
+
+def test_an_adapter_for_relative_depth(tmp_path: Path) -> None:
+    """Estimated buffers, whose depth lies in [0, 1], get it without being asked; others do not; who asks is obeyed."""
+    forward = load_forward(save_model(tmp_path, "forward", lora=True, relative_lora_scale=0.5), device="cpu")
+    estimated = gbuffer_of(1, 16, 16)
+    estimated = replace(estimated, depth=torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+    metric = replace(estimated, depth=2 + 3 * estimated.depth)
+    assert torch.equal(forward(estimated, LIGHT).frames, forward(estimated, LIGHT, lora_scale=0.5).frames)
+    assert torch.equal(forward(metric, LIGHT).frames, forward(metric, LIGHT, lora_scale=0.0).frames)
+    assert not torch.equal(forward(estimated, LIGHT).frames, forward(estimated, LIGHT, lora_scale=0.0).frames)
+    with pytest.raises(InputError, match="relative_lora_scale -1, below 0"):
+        load_forward(save_model(tmp_path / "bad", "forward", lora=True, relative_lora_scale=-1), device="cpu")
 
 
 def test_threads_share_one_object(inverse: DiffusionInverseRenderer, forward: DiffusionForwardRenderer) -> None:

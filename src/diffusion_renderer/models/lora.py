@@ -118,7 +118,9 @@ def _inject(network: nn.Module, matrices: dict[str, dict[str, Tensor]], alphas: 
 
 
 def _fits(module: nn.Module | None, pair: dict[str, Tensor]) -> bool:
-    if not isinstance(module, nn.Linear) or set(pair) != {"A", "B"}:
+    """Linear layers, and convolutions: down with the layer's own kernel, up with one of a single pixel."""
+    if not isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)) or set(pair) != {"A", "B"}:
         return False
-    down, up = pair["A"], pair["B"]
-    return down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] and (up.shape[0], down.shape[1]) == module.weight.shape
+    down, up = pair["A"].shape, pair["B"].shape
+    rank, wanted = down[0], module.weight.shape
+    return down[1:] == wanted[1:] and up == (wanted[0], rank, *(1,) * (len(wanted) - 2))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.encoding import may_be_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit
@@ -128,13 +129,15 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         guidance = self.settings.default_guidance if guidance is None else guidance
         depth_range = gbuffer.depth_range()
         pictures = self._pictures(light, camera, rotations, depth_range)
+        if lora_scale is None and may_be_relative(depth_range):
+            lora_scale = self.settings.relative_lora_scale
         lit = _Lit(self._unet_at(lora_scale), light, rotations, guidance, depth_range, pictures)
         return self._pieces(gbuffer, lit, call)
 
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
         # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
         shown: dict[int, Tensor] = {}
-        made_already = gbuffer.size == call.fit.inner
+        made_already, relative = gbuffer.size == call.fit.inner, may_be_relative(lit.depth_range)
         condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if made_already else None), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
         width, height = (side // self.codec.factor for side in call.fit.padded)
@@ -162,8 +165,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
             change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
             if part is not None:
-                return self.changed(lit.pictures(part, chunk, part.size)[0], change)
-            return self.changed(torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]), change)
+                return self.changed(lit.pictures(part, chunk, part.size)[0], change, relative)
+            return self.changed(torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]), change, relative)
 
         parts = repeat(None) if made_already or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
@@ -177,10 +180,16 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             call.used(chunk.stop)
 
     def changed(
-        self, pictures: Float[Tensor, "frames 3 height width"], change: Float[Tensor, "frames 3 height width"]
+        self,
+        pictures: Float[Tensor, "frames 3 height width"],
+        change: Float[Tensor, "frames 3 height width"],
+        relative: bool = False,
     ) -> Float[Tensor, "frames 3 height width"]:
-        """What a residual model makes of the classical pictures: with its change, less what is taken for its noise."""
-        return pictures + F.softshrink(change, self.settings.residual_noise)
+        """What a residual model makes of the classical pictures: with its change, less what is taken for its noise.
+
+        From estimated buffers, which ``relative`` depth tells, pictures are farther off than that noise: nothing is taken off.
+        """
+        return pictures + (change if relative else F.softshrink(change, self.settings.residual_noise))
 
     def _images(self, latents: Float[Tensor, "frames channels _h _w"], fit: Fit) -> Float[Tensor, "frames 3 height width"]:
         """Decoded, at the G-buffers' size, on the CPU."""

@@ -34,13 +34,15 @@ class RendererSettings:
     residual : what a forward renderer with a prior makes is the difference between the latents of the video and of the picture.
         The difference that it makes to the decoded picture is added to the picture itself, at the G-buffers' size.
     residual_noise : differences of a residual model below this are taken for its noise, and larger ones made smaller by as much
-        (soft threshold; Donoho 1995), in sRGB values; 0 takes them as they are.
+        (soft threshold; Donoho 1995), in sRGB values; 0 takes them as they are, and so does relative depth.
     calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
         ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
         come from clips that are neither trained nor scored on.
     guided : an inverse renderer's buffers are sharpened by the frames, which show where things end (see `pipelines.guided`).
         For models that see small images and whose decoder is soft; False as published.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
+    relative_lora_scale : the LoRA scale of a call that does not say and whose depth is relative, as that of estimated
+        G-buffers: an adapter that was trained on such (paper, section 4.3, has one for real clips). None: as any other.
     solver : of a call that does not say; one of `diffusion.SOLVERS`.
     working_area : clips are scaled to about this many pixels; None keeps their own size.
     window : frames per window; None takes ``num_frames`` of the UNet.
@@ -69,6 +71,7 @@ class RendererSettings:
     default_steps: int = 20
     default_guidance: float = 1.0
     default_lora_scale: float = 0.0
+    relative_lora_scale: float | None = None
     solver: str = "euler"
     working_area: int | None = 512 * 512
     window: int | None = None
@@ -131,6 +134,8 @@ def read_settings(kind: Kind, values: Mapping[str, Any], source: str) -> Rendere
             raise ValueError(f"prior {known['prior']!r}, which is no name")
         if known.get("residual") and known.get("prior") is None:
             raise ValueError("residual without a prior that it is added to")
+        if not float(known.get("relative_lora_scale") or 0) >= 0:
+            raise ValueError(f"relative_lora_scale {known['relative_lora_scale']}, below 0")
         if not 0 <= float(known.get("residual_noise", 0)) < 1:
             raise ValueError(f"residual_noise {known['residual_noise']}, not a difference in [0, 1)")
         if known.get("light_luminance") is not None:

@@ -124,7 +124,6 @@ class Prior:
         share = resize(coverage, (width, height)).clamp_min(1e-3)
         return resize(change, (width, height)) / share * seen.coverage.movedim(-1, 1)
 
-
     def _outlined(
         self, pictures: Float[Tensor, "frames 3 height width"], seen: Surface, turns: Float[Tensor, "frames 3 3"]
     ) -> Float[Tensor, "frames 3 height width"]:

@@ -260,9 +260,9 @@ class _Recorder(DiffusionForwardRenderer):
         pictures, change = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
         return pictures, change
 
-    def changed(self, pictures: Tensor, change: Tensor) -> Tensor:
+    def changed(self, pictures: Tensor, change: Tensor, relative: bool = False) -> Tensor:
         self._kept.append((pictures, change))
-        return super().changed(pictures, change)
+        return super().changed(pictures, change, relative)
 
 
 def _told(clips: Iterable[Sample], progress: Progress | None, what: str) -> Iterable[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -59,7 +60,8 @@ class ForwardStage(LatentStage):
         self.network: nn.Module = unet
         if self.share > 0 and options.lora_rank > 0:
             self.network = AdaptedUNet(unet, options.lora_rank)
-            self.network.load(options.out / self.name / "lora")
+            if not _came_with_a_model(options.out / self.name):
+                self.network.load(options.out / self.name / "lora")
             self.network.to(self.device)
         self.importance = self._importance(
             lambda seen: seen.video[:, :, None], lambda seen: _everywhere(seen)[:, :, None], torch.ones(1, 3)
@@ -172,6 +174,12 @@ class ForwardStage(LatentStage):
             log.warning("%s was trained with another network and is removed", adapter)
             shutil.rmtree(adapter)
         self._export(unet, folder, light=self.options.light, prior=self.preset.prior, residual=self.preset.residual)
+
+
+def _came_with_a_model(folder: Path) -> bool:
+    """Whether the adapter in ``folder`` is a model's for relative depth: of other layers than those that are trained here."""
+    file = folder / "renderer.json"
+    return file.exists() and json.loads(file.read_text()).get("relative_lora_scale") is not None
 
 
 def widened(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
