@@ -128,7 +128,9 @@ def test_exported_networks_load_in_diffusers_own_classes(data: Mixture, single: 
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     latents = ours.encode(image).latent_dist.mode()
     assert torch.equal(latents, theirs.encode(image).latent_dist.mode())
-    assert torch.equal(ours.decode(latents, num_frames=2).sample, theirs.decode(latents, num_frames=2).sample)
+    decoded = [vae.decode(latents, num_frames=2).sample for vae in (ours, theirs)]
+    # Ours computes in another order on a CPU (models.temporal_decoder); worst measured, for values of order 1: 1e-6.
+    torch.testing.assert_close(*decoded, rtol=0, atol=2e-5)
     # The scale that the stage measured gives latents of the data unit variance: 64 frames of all kinds.
     seen, known = network_images(data.stores[0], torch.arange(12)[:, None], SINGLE.groups)
     spread = ours.encode(2 * seen[known] - 1).latent_dist.mode().std() * ours.config.scaling_factor

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.models import AutoencoderKLTemporalDecoder
+from diffusion_renderer.models.temporal_decoder import use_diffusers_blocks
 from diffusion_renderer.training import cost as cost_module
 from diffusion_renderer.training import plan as plan_module
 from diffusion_renderer.training.cost import measure
@@ -130,11 +132,18 @@ def test_the_frozen_autoencoder_has_no_plan() -> None:
         plan(SVD, "vae", OPTIONS)
 
 
+def published_vae() -> AutoencoderKLTemporalDecoder:
+    vae = SVD.vae()
+    use_diffusers_blocks(vae.decoder)
+    return vae
+
+
 def test_the_published_figures() -> None:
     """Published: 26.8 TFLOP to encode 24 frames, 73.0 to decode them, here with one frame in eight of them."""
     encode = measure(SVD.vae, lambda vae: vae.encode(torch.zeros(3, 3, 512, 512)).latent_dist.mode(), backward=False)
     assert 8 * encode.forward == pytest.approx(26.8e12, rel=2e-3)
-    decode = measure(SVD.vae, lambda vae: vae.decode(torch.zeros(3, 4, 64, 64), num_frames=3).sample, backward=False)
+    # On a CPU the decoder takes a shorter way to the same (models.temporal_decoder); elsewhere, as published.
+    decode = measure(published_vae, lambda vae: vae.decode(torch.zeros(3, 4, 64, 64), num_frames=3).sample, backward=False)
     assert 8 * decode.forward == pytest.approx(73.0e12, rel=2e-3)
 
 
