@@ -76,7 +76,7 @@ def make_inputs(frames: int, size: int, turning: bool) -> dict[str, Any]:
 def prepare_folders(source: Path, target: Path, window: int) -> dict[Kind, Path]:
     """Model folders like those in ``source`` whose windows are of ``window`` frames, weights by symbolic link.
 
-    Calibration and guidance by the frames, which are no work of the networks, are left out.
+    Calibration and guidance by the frames, which are no work of the networks, are left out, and so is an adapter.
     """
     made: dict[Kind, Path] = {}
     for kind in KINDS:
@@ -87,7 +87,7 @@ def prepare_folders(source: Path, target: Path, window: int) -> dict[Kind, Path]
             if found := next((place for place in places if place.is_dir()), None):
                 (folder / name).symlink_to(found.resolve())
         settings = json.loads((source / kind / "renderer.json").read_text())
-        for name in ("calibration", "guided"):
+        for name in ("calibration", "guided", "relative_lora_scale"):
             settings.pop(name, None)
         (folder / "renderer.json").write_text(json.dumps({**settings, "window": window}))
     return made
