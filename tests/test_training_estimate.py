@@ -19,6 +19,7 @@ from diffusion_renderer.datagen.store.shards import write_samples
 from diffusion_renderer.render import Prior
 from diffusion_renderer.training import estimate as module
 from diffusion_renderer.training.data import Mixture, load_frames, store_clips
+from diffusion_renderer.training.data.held_out import HeldOut
 from diffusion_renderer.training.estimate import EstimateOptions, estimate
 from diffusion_renderer.training.inverse import InverseStage
 
@@ -110,6 +111,13 @@ def test_only_the_forward_renderer_trains_on_estimates(tmp_path: Path) -> None:
         assert InverseStage.usable(_Asking(), store).tolist() == [False] * 4
     truth = store_clips([lit(2)])
     assert truth.measured.all() and InverseStage.usable(_Asking(), truth).all()
+
+
+def test_nothing_is_calibrated_on_estimates(tmp_path: Path) -> None:
+    data = shards(tmp_path / "in", lit(2), lit(1, seed=4, real=True))
+    estimate(asked(data, tmp_path / "out"), inverse=FrameAsColour())
+    assert len(HeldOut([tmp_path / "out"], 8)) == 0
+    assert [sample.meta.get("real", False) for sample in HeldOut([data, tmp_path / "out"], 8)] == [False]
 
 
 class _Asking:

@@ -11,10 +11,11 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen import Sample, read_shard
 from diffusion_renderer.datagen.store.shards import read_metas
 from diffusion_renderer.training.data.loading import find_shards, refuse_evaluation_seeds
+from diffusion_renderer.training.data.samples import has_true_buffers
 
 
 class HeldOut:
-    """Up to ``count`` clips, evenly spaced over those of all shards below ``folders``; iterated, they are decoded one by one.
+    """Up to ``count`` clips with true buffers, evenly spaced over those of all shards below ``folders``; decoded one by one.
 
     Whether a model has been trained on them only the user knows. Raises InputError for folders without shards, damaged shards,
     and shards of an evaluation seed: what is fitted on those would be scored on them.
@@ -27,7 +28,8 @@ class HeldOut:
         for path in dict.fromkeys(path for folder in folders for path in find_shards(folder)):
             metas = read_metas(path)
             refuse_evaluation_seeds(path, [int(meta["seed"]) for meta in metas if meta.get("seed") is not None])
-            places += [(path, place) for place in range(len(metas))]
+            # On its own estimates an inverse renderer would be found right as it is.
+            places += [(path, place) for place, meta in enumerate(metas) if has_true_buffers(meta)]
         chosen = torch.linspace(0, max(0, len(places) - 1), min(count, len(places))).round().long().tolist()
         self._places: dict[Path, list[int]] = {}
         for path, place in (places[index] for index in chosen):

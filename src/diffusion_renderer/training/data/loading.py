@@ -26,7 +26,7 @@ from diffusion_renderer.datagen.store.shards import read_metas
 from diffusion_renderer.io.atomic import atomic_path, make_folder, write_bytes
 from diffusion_renderer.training.data.faults import SkippedShard, attempt, check_limit, clip_names
 from diffusion_renderer.training.data.mixture import Mixture, Source
-from diffusion_renderer.training.data.samples import complete, is_estimated, stores_by_size
+from diffusion_renderer.training.data.samples import complete, has_true_buffers, stores_by_size
 from diffusion_renderer.training.data.store import (
     BUFFERS5,
     DEPTH,
@@ -277,7 +277,7 @@ def _load_pictures(
         for item in read_shard(path):
             if item.clip.frames.shape[-2:] != size:
                 continue
-            estimated = is_estimated(item) or item.meta.get("real", False)
+            estimated = not has_true_buffers(item.meta)
             for lit in item.under_each_light():
                 copied = untraced is not None and estimated
                 frames.append(untraced[done : done + len(lit.clip)] if copied else _picture(lit, name))

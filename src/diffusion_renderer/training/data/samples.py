@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -108,6 +109,11 @@ def _pack(item: Sample, key: str) -> _Packed:
 def is_estimated(item: Sample) -> bool:
     """Whether the buffers of a rendered clip are not the truth but an inverse renderer's (see `training.estimate`)."""
     return "estimated" in item.meta
+
+
+def has_true_buffers(meta: Mapping[str, Any]) -> bool:
+    """Whether a clip's buffers are the truth, by its clip.json, and not estimates of a real or a rendered clip."""
+    return not (meta.get("real", False) or "estimated" in meta)
 
 
 def has_light(item: Sample) -> bool:
