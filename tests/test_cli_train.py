@@ -48,7 +48,7 @@ def test_everything_is_passed_on(calls: list, tmp_path: Path) -> None:
         "distill --data a b=0.5 --data c --preset tiny --max-steps 7 --max-minutes 2 --batch 3 --accumulate 2 --checkpointing"
         " --learning-rate 1e-4 --warmup 0 --decay 0 --ema 0.9 --seed 5 --save-minutes 1 --save-steps 9 --keep 2 --explode 7"
         " --sheet-steps 0 --tensorboard --no-augment --max-bad 0.5 --precision fp32 --start-from tiny --light concat"
-        " --lora-rank 0 --real-share 0.25 --teacher inverse --student-steps 2 --method regression --teacher-steps 8"
+        " --lora-rank 0 --estimated-share 0.25 --teacher inverse --student-steps 2 --method regression --teacher-steps 8"
         " --teacher-guidance 1.5 --device cpu"
     )
     assert main(["train", *line.split(), "-o", str(tmp_path)]) == 0
@@ -77,7 +77,7 @@ def test_everything_is_passed_on(calls: list, tmp_path: Path) -> None:
         start_from="tiny",
         light="concat",
         lora_rank=0,
-        real_share=0.25,
+        estimated_share=0.25,
         teacher="inverse",
         student_steps=2,
         method="regression",
@@ -117,7 +117,7 @@ def test_the_command_line_counts_before_the_file(calls: list, tmp_path: Path) ->
         ("vae --data a --student-steps 2", "--student-steps with distill; found train vae"),
         ("vae --data a --segments 0", "--segments to be a whole number of at least 1"),
         ("distill --data a --student-steps 3", "--student-steps: one of 1, 2, 4"),
-        ("forward --data a --real-share 2", "--real-share from 0 to 1"),
+        ("forward --data a --estimated-share 2", "--estimated-share from 0 to 1"),
         ("inverse --data a --light concat", "found stage inverse"),
         ("all --share drawing=1", "--share to be one of render"),
         ("all --share render=much", "--share to be a number"),

@@ -152,6 +152,22 @@ def test_a_network_that_has_nothing_to_add_leaves_the_picture_as_it_is(tmp_path:
         load_forward(wrong, device="cpu")
 
 
+@pytest.mark.parametrize("size", [None, (16, 16)], ids=["same size", "smaller inside"])
+def test_what_lies_behind_is_left_alone(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    """The picture's background is the panorama itself: a network can only make it worse."""
+    settings: dict[str, Any] = {"groups": GROUPS, "prior": "splitsum", "residual": True, "initial_noise": False}
+    model = save_model(tmp_path, "forward", conditions=len(GROUPS) + 1, **settings)
+    forward, still = load_forward(model, device="cpu", prior=Prior), torch.eye(3).expand(6, 3, 3)
+    depth = torch.where(SAMPLE.gbuffer.mask, (SAMPLE.gbuffer.depth - 2) / 2, 1.0)
+    for gbuffer in (SAMPLE.gbuffer, replace(SAMPLE.gbuffer, depth=depth.clamp_min(0.2), mask=None)):
+        relit = forward(gbuffer, LIGHT, camera=CAMERA, size=size, steps=1).frames
+        change = (relit - Prior("splitsum", LIGHT)(gbuffer, CAMERA, still)).abs()
+        seen = SAMPLE.gbuffer.mask.expand_as(change)
+        assert change[seen].mean() > 0.01
+        # Exact but for the order of rounding in the shading of a whole clip and of its pieces.
+        assert change[~seen].max() < 1e-6
+
+
 def test_small_differences_are_taken_for_noise(tmp_path: Path) -> None:
     """Every pixel of the change is drawn towards 0 by the threshold."""
     settings: dict[str, Any] = {"groups": GROUPS, "prior": "splitsum", "residual": True, "initial_noise": False}
@@ -161,7 +177,7 @@ def test_small_differences_are_taken_for_noise(tmp_path: Path) -> None:
         frames[noise] = load_forward(model, device="cpu", prior=Prior)(SAMPLE.gbuffer, LIGHT, camera=CAMERA, steps=1).frames
     picture = Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, torch.eye(3).expand(6, 3, 3))
     whole, kept = frames[0.0] - picture, frames[0.02] - picture
-    inside = (frames[0.0] > 0) & (frames[0.0] < 1)
+    inside = (frames[0.0] > 0) & (frames[0.0] < 1) & SAMPLE.gbuffer.mask
     expected = whole.sign() * (whole.abs() - 0.02).clamp_min(0)
     # Measured: 6e-8.
     assert inside.float().mean() > 0.1 and torch.allclose(kept[inside], expected[inside], atol=1e-6)

@@ -286,9 +286,9 @@ def test_only_what_is_accepted_is_drawn() -> None:
         return set(store.clip[index].flatten().tolist())
 
     assert clips() == {0, 1, 2}
-    assert clips(accept=lit) == {0, 2} and clips(real=True) == {2} and clips(real=False, accept=lit) == {0}
-    with pytest.raises(InputError, match=r"real clips of at least 4 frames .* train autolabel"):
-        mixture.draw(generator, 8, {4: 1.0}, real=True)
+    assert clips(accept=lit) == {0, 2} and clips(estimated=True) == {2} and clips(estimated=False, accept=lit) == {0}
+    with pytest.raises(InputError, match=r"clips with estimated buffers of at least 4 frames .* train autolabel"):
+        mixture.draw(generator, 8, {4: 1.0}, estimated=True)
 
 
 def test_a_part_depends_on_seed_and_step_alone() -> None:
@@ -300,6 +300,6 @@ def test_a_part_depends_on_seed_and_step_alone() -> None:
     assert part.store is mixture.single and part.items[0].key.startswith("sphere")
     others = [draw_part(mixture, step, seed, 6, lengths).items for step, seed in ((8, 3), (7, 4))]
     assert all(items != part.items for items in others)
-    real, synthetic = (draw_part(mixture, 7, 3, 6, lengths, real=real, weight=0.5) for real in (True, False))
-    assert real.real and not synthetic.real and real.weight == 0.5
+    real, synthetic = (draw_part(mixture, 7, 3, 6, lengths, estimated=real, weight=0.5) for real in (True, False))
+    assert real.estimated and not synthetic.estimated and real.weight == 0.5
     assert not {item.seed for item in real.items} & {item.seed for item in synthetic.items}

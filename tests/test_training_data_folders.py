@@ -35,7 +35,7 @@ def test_folders_become_sources_and_sizes_stores(tmp_path: Path) -> None:
         ("shard-000000/00000000", "shard-000001/00000001"),
     ]
     assert mixture.stores[2].real.all() and len(mixture) == 13 and mixture.skipped == ()
-    drawn = mixture.draw(torch.Generator().manual_seed(0), 1, {1: 1.0}, real=True)
+    drawn = mixture.draw(torch.Generator().manual_seed(0), 1, {1: 1.0}, estimated=True)
     assert drawn.source.name == "b" and drawn.keys[0].startswith("b/shard-00000")
     with pytest.raises(InputError, match="one size; found 16x16, 32x32"):
         _ = mixture.single

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.training import checkpoint, loop
-from diffusion_renderer.training.adapters import AdaptedUNet
+from diffusion_renderer.training.adapters import AdaptedUNet, attention_layers
 from diffusion_renderer.training.logs import read_rows
 
 STEPS = 20
@@ -45,7 +45,8 @@ class AdaptedRegression(Regression):
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        adapted = AdaptedUNet(Attentive(), 2)
+        network = Attentive()
+        adapted = AdaptedUNet(network, dict.fromkeys(attention_layers(network), 2))
         self.network = Calling(adapted)
 
 

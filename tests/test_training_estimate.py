@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,8 @@ def test_pictures_of_estimates_are_those_of_relative_depth(tmp_path: Path) -> No
     assert not torch.equal(truth[:, 0], truth[:, 1])
 
 
-def test_a_forward_renderer_trains_on_both(tmp_path: Path) -> None:
+def test_estimates_train_the_adapter_and_the_truth_the_network(tmp_path: Path) -> None:
+    from diffusion_renderer.training.adapters import AdaptedUNet
     from diffusion_renderer.training.env import EnvStage
     from diffusion_renderer.training.forward import ForwardStage
     from diffusion_renderer.training.vae import VaeStage, load_vae
@@ -159,9 +161,16 @@ def test_a_forward_renderer_trains_on_both(tmp_path: Path) -> None:
     for stage, name in ((VaeStage, "vae"), (EnvStage, "env")):
         stage(SMALL, data, told).export(told.out / name)
     stage = ForwardStage(SMALL, load_vae(told.out), data, told)
-    assert stage.usable(data.stores[0]).all() and stage.share == 0, "their light is the true one: no adapter"
-    losses, _ = stage.losses(stage.network, stage.plan(0)[0])
-    assert torch.isfinite(losses).all()
+    store = data.stores[0]
+    assert stage.usable(store).all() and stage.share == 0.5 and isinstance(stage.network, AdaptedUNet)
+    for step in range(4):
+        for part in stage.plan(step):
+            drawn = {frame for item in part.items for frame in item.frames}
+            assert all(store.measured[frame] != part.estimated for frame in drawn)
+            losses, _ = stage.losses(stage.network, part)
+            assert torch.isfinite(losses).all()
+    stage.export(told.out / "forward")
+    assert json.loads((told.out / "forward/renderer.json").read_text())["relative_lora_scale"] == 1.0
 
 
 def test_the_command_line_passes_it_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

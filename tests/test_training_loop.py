@@ -57,12 +57,12 @@ class Regression:
             return tuple(Item((i,), derived_seed(self.seed, step, kind, i), f"{kind}-{step:03d}/{i:02d}") for i in range(count))
 
         parts = (Part(items("made", self.batch), weight=0.7),)
-        return (*parts, Part(items("real", 3), weight=0.3, real=True)) if self.real and step % 2 else parts
+        return (*parts, Part(items("real", 3), weight=0.3, estimated=True)) if self.real and step % 2 else parts
 
     def losses(self, network: nn.Module, part: Part) -> tuple[Tensor, dict[str, float]]:
         x = torch.stack([torch.randn(4, generator=item.generator("x")) for item in part.items])
-        target = x[:, :2] - 2 * x[:, 2:] + (1.0 if part.real else 0.0)
-        errors = (network(x, part.real) - target).square()
+        target = x[:, :2] - 2 * x[:, 2:] + (1.0 if part.estimated else 0.0)
+        errors = (network(x, part.estimated) - target).square()
         return errors.mean(1), {"first": errors[:, 0].mean().item()}
 
     def sheet(self) -> Tensor:
@@ -150,7 +150,7 @@ def test_a_step_is_the_weighted_mean_of_its_parts(tmp_path: Path) -> None:
     again.plan = lambda step: plan(1)
     loop.run(again, options(tmp_path, 1, accumulate=2))
     columns, (row,) = read_rows(tmp_path / "regression/log.csv")
-    assert columns == ["step", "seconds", "rate", "loss", "grad", "first", "real_first", "samples_per_second"]
+    assert columns == ["step", "seconds", "rate", "loss", "grad", "estimated_first", "first", "samples_per_second"]
     # The log has six digits of the loss and four of the gradient.
     assert float(row["loss"]) == pytest.approx(loss.item(), abs=2e-6)
     assert float(row["grad"]) == pytest.approx(norm.item(), abs=1e-4)
@@ -163,7 +163,7 @@ def test_values_are_means_over_items_whatever_the_pieces(tmp_path: Path) -> None
         loop.run(Regression(batch=6), options(tmp_path / str(pieces), 2, accumulate=pieces))
         rows.append(read_rows(tmp_path / str(pieces) / "regression/log.csv")[1][0])
     assert float(rows[0]["first"]) == pytest.approx(float(rows[1]["first"]), abs=2e-6)
-    assert float(rows[0]["real_first"]) == pytest.approx(float(rows[1]["real_first"]), abs=2e-6)
+    assert float(rows[0]["estimated_first"]) == pytest.approx(float(rows[1]["estimated_first"]), abs=2e-6)
 
 
 def test_the_average_follows_its_formula() -> None:

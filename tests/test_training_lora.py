@@ -16,7 +16,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models.lora import WEIGHTS_NAME
 from diffusion_renderer.pipelines import load_forward
 from diffusion_renderer.training import assemble, export, loop
-from diffusion_renderer.training.adapters import AdaptedUNet, attention_layers, base_parameters
+from diffusion_renderer.training.adapters import AdaptedUNet, all_layers, attention_layers, base_parameters
 from diffusion_renderer.training.data import Mixture, store_clips
 from diffusion_renderer.training.env import EnvStage
 from diffusion_renderer.training.forward import ForwardStage
@@ -53,11 +53,11 @@ def shake(network: AdaptedUNet) -> None:
 
 
 def test_a_step_has_a_term_for_each_kind(run: Path, data: Mixture) -> None:
-    made = stage(run, data, batch=6, real_share=1 / 3)
+    made = stage(run, data, batch=6, estimated_share=1 / 3)
     clip = data.stores[0].clip
     for step in range(12):
         synthetic, real = made.plan(step)
-        assert (synthetic.real, real.real) == (False, True)
+        assert (synthetic.estimated, real.estimated) == (False, True)
         assert synthetic.weight == pytest.approx(2 / 3) and real.weight == pytest.approx(1 / 3)
         assert {int(clip[frame]) for item in synthetic.items for frame in item.frames} <= {0, 1}
         assert {int(clip[frame]) for item in real.items for frame in item.frames} == {2}
@@ -67,11 +67,11 @@ def test_a_step_has_a_term_for_each_kind(run: Path, data: Mixture) -> None:
 
 def test_without_real_clips_there_is_no_adapter(run: Path, data: Mixture) -> None:
     plain = Mixture.of(replace(data.stores[0], real=torch.zeros(3, dtype=torch.bool)))
-    for made in (stage(run, plain), stage(run, data, real_share=0.0)):
+    for made in (stage(run, plain), stage(run, data, estimated_share=0.0)):
         assert not isinstance(made.network, AdaptedUNet)
-        assert [part.real for part in made.plan(0)] == [False]
+        assert [part.estimated for part in made.plan(0)] == [False]
     ablation = ForwardStage(SMALL, load_vae(run), data, options(run, 1, lora_rank=0))
-    assert not isinstance(ablation.network, AdaptedUNet) and [part.real for part in ablation.plan(0)] == [False, True]
+    assert not isinstance(ablation.network, AdaptedUNet) and [part.estimated for part in ablation.plan(0)] == [False, True]
 
 
 def test_off_the_network_is_the_plain_one_to_the_bit(run: Path, data: Mixture) -> None:
@@ -102,7 +102,7 @@ def test_each_kind_trains_its_own_parameters(run: Path, data: Mixture, checkpoin
     for part in made.plan(0):
         made.network.zero_grad()
         made.losses(made.network, part)[0].mean().backward()
-        found[part.real] = {name for name, p in made.network.named_parameters() if p.grad is not None}
+        found[part.estimated] = {name for name, p in made.network.named_parameters() if p.grad is not None}
     assert found[True] and all(".lora_" in name for name in found[True])
     assert found[False] and not any(".lora_" in name for name in found[False])
     # Attention over a single token has no queries; nothing else is left without a gradient.
@@ -162,7 +162,7 @@ def test_the_pipelines_read_what_was_trained(run: Path, data: Mixture, tmp_path:
     lights = made.lights(part, made.variation(part, training=False))[0]
     pictures = []
     for real in (False, True):
-        asked = made.conditions(replace(part, real=real), training=False)
+        asked = made.conditions(replace(part, estimated=real), training=False)
         trained = made.sample(made.network, asked, part)[0]
         loaded = forward.denoise(buffers, lights, torch.zeros_like(trained), 1, lora_scale=float(real))
         # The pipeline's schedule ends at the same noise level; float32 throughout. Measured: 1.2e-6.
@@ -180,7 +180,7 @@ def test_a_model_folder_carries_the_adapter(run: Path, data: Mixture, tmp_path: 
     made.export(out / "forward")
     assemble(out, tmp_path / "model")
     adapter = load_file(tmp_path / "model/forward/lora" / WEIGHTS_NAME)
-    assert len(adapter) == 2 * len(attention_layers(made.preset.forward_unet()))
+    assert len(adapter) == 2 * len(all_layers(made.preset.forward_unet()))
     assert all(key.startswith("unet.") for key in adapter)
     export.unpack(tmp_path / "model", tmp_path / "next")
     for name in ("vae", "env"):
@@ -193,10 +193,28 @@ def test_a_model_folder_carries_the_adapter(run: Path, data: Mixture, tmp_path: 
         ForwardStage(SMALL, load_vae(run), data, options(tmp_path / "next", 1, lora_rank=8))
 
     # A network that was trained without real clips takes the place of one with an adapter.
-    stage(out, data, real_share=0.0).export(out / "forward")
+    stage(out, data, estimated_share=0.0).export(out / "forward")
     assert not (out / "forward/lora").exists()
     assemble(out, tmp_path / "model")
     assert not (tmp_path / "model/forward/lora").exists()
+
+
+def test_training_goes_on_from_an_adapter_of_any_layers_and_ranks(run: Path, data: Mixture, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for name in ("vae", "env"):
+        shutil.copytree(run / name, out / name)
+    unet = SMALL.forward_unet()
+    ranks = {"conv_in": 3, "time_embedding.linear_2": 1, "mid_block.resnets.0.temporal_res_block.conv1": 2}
+    AdaptedUNet(unet, ranks).save(out / "forward/lora")
+    made = ForwardStage(SMALL, load_vae(run), data, options(out, 1))
+    assert {name: layer.r["default"] for name, layer in made.network.layers.items()} == ranks
+    saved = load_file(out / "forward/lora" / WEIGHTS_NAME)
+    assert torch.equal(made.network.layers["conv_in"].lora_A["default"].weight, saved["unet.conv_in.lora_A.weight"])
+    with pytest.raises(InputError, match="ranks from 1 to 3"):
+        ForwardStage(SMALL, load_vae(run), data, options(out, 1, lora_rank=3))
+    AdaptedUNet(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"0": 1}).save(out / "forward/lora")
+    with pytest.raises(InputError, match="one of 0"):
+        ForwardStage(SMALL, load_vae(run), data, options(out, 1))
 
 
 def test_a_foreign_adapter_is_refused(run: Path, data: Mixture, tmp_path: Path) -> None:
@@ -214,4 +232,4 @@ def test_a_foreign_adapter_is_refused(run: Path, data: Mixture, tmp_path: Path) 
 def test_the_base_keeps_its_names() -> None:
     unet = SMALL.forward_unet()
     names = {name for name, _ in unet.named_parameters()}
-    assert base_parameters(AdaptedUNet(unet, 2).unet).keys() == names
+    assert base_parameters(AdaptedUNet(unet, dict.fromkeys(attention_layers(unet), 2)).unet).keys() == names

@@ -55,7 +55,7 @@ def test_bad_weights_of_folders_are_refused(entry: str) -> None:
         {"explode": 1.0},
         {"ema": 1.0},
         {"ema": -0.1},
-        {"real_share": 1.1},
+        {"estimated_share": 1.1},
         {"max_bad": float("nan")},
         {"lora_rank": -1},
         {"precision": "fp16"},
@@ -77,7 +77,8 @@ def test_values_that_cannot_be_are_refused_by_name(values: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    "values", [{"ema": 0.0}, {"real_share": 1.0}, {"max_bad": 0.0}, {"lora_rank": 0}, {"warmup": 0}, {"teacher_guidance": 0.0}]
+    "values",
+    [{"ema": 0.0}, {"estimated_share": 1.0}, {"max_bad": 0.0}, {"lora_rank": 0}, {"warmup": 0}, {"teacher_guidance": 0.0}],
 )
 def test_the_ends_of_the_ranges_will_do(values: dict[str, float]) -> None:
     TrainOptions(**values)

@@ -126,10 +126,10 @@ class Train:
     """A model whose networks a new run goes on from, such as tiny; for svd, a folder or id of Stable Video Diffusion too."""
     light: _choice("--light", ("encoder", "concat"), "encoder: cross-attention") = None  # type: ignore[valid-type]
     """How forward is told the light; concat, its latents beside the G-buffers', is an ablation and needs no env."""
-    lora_rank: _count("--lora-rank", 0, "16") = None  # type: ignore[valid-type]
-    """Of the adapter that forward trains on real clips; 0 trains the network itself on them."""
-    real_share: _number("--real-share", 0.0, "a share", "0.5") = None  # type: ignore[valid-type]
-    """Weight of the real clips in forward."""
+    lora_rank: _count("--lora-rank", 0, "the preset's, or the adapter's") = None  # type: ignore[valid-type]
+    """Of the adapter that forward trains on clips with estimated buffers; 0 trains the network itself on them."""
+    estimated_share: _number("--estimated-share", 0.0, "a share", "0.5") = None  # type: ignore[valid-type]
+    """Weight in forward of the clips with estimated buffers."""
     teacher: _choice("--teacher", ("inverse", "forward"), "forward") = None  # type: ignore[valid-type]
     """distill: which renderer of the run is the teacher."""
     student_steps: _count("--student-steps", 1, "1") = None  # type: ignore[valid-type]

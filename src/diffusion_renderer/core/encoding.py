@@ -8,15 +8,19 @@ encoding, with one channel where the buffer has one.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.geometry import lengths
-from diffusion_renderer.core.types import BUFFER_CHANNELS
+from diffusion_renderer.core.types import BUFFER_CHANNELS, GBuffer
 
 #: Depth that lies in [0, 1] and begins below this is relative. Not 0: an inverse renderer's nearest pixel is only near 0.
 RELATIVE_START = 0.05
+#: Relative depth from here on is background where no mask says.
+RELATIVE_BACKGROUND = 1 - 1e-3
+#: Normals shorter than this are background.
+LEAST_NORMAL = 0.1
 
 
 def is_relative(depth_range: tuple[float, float] | None) -> bool:
@@ -35,6 +39,21 @@ def may_be_relative(depth_range: tuple[float, float] | None) -> bool:
     may begin at 0.2. True by mistake for metric depth of a scene that ends within one unit.
     """
     return depth_range is not None and 0 <= depth_range[0] and depth_range[1] <= 1
+
+
+def surface_mask(gbuffer: GBuffer, relative: bool) -> Bool[Tensor, "frames 1 height width"]:
+    """Where G-buffers show a surface and not the background, by depth, normal and, where there is one, the mask.
+
+    The background is where the depth is not a positive finite number (``relative`` depth may be 0, and is background from
+    `RELATIVE_BACKGROUND` on where there is no mask), the mask is False, or the normal is (nearly) the zero vector.
+    """
+    depth = gbuffer.depth
+    seen = torch.isfinite(depth) & (depth >= 0 if relative else depth > 0)
+    if gbuffer.mask is not None:
+        seen = seen & gbuffer.mask
+    elif relative:
+        seen = seen & (depth < RELATIVE_BACKGROUND)
+    return seen & (lengths(gbuffer.normal, dim=1) > LEAST_NORMAL)
 
 
 def relative_depth(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import may_be_relative
+from diffusion_renderer.core.encoding import may_be_relative, surface_mask
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit
@@ -136,7 +136,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
 
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
         # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
-        shown: dict[int, Tensor] = {}
+        shown: dict[int, tuple[Tensor, Tensor]] = {}
         made_already, relative = gbuffer.size == call.fit.inner, may_be_relative(lit.depth_range)
         condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if made_already else None), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
@@ -165,8 +165,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
             change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
             if part is not None:
-                return self.changed(lit.pictures(part, chunk, part.size)[0], change, relative)
-            return self.changed(torch.stack([shown[frame] for frame in range(chunk.start, chunk.stop)]), change, relative)
+                return self.changed(lit.pictures(part, chunk, part.size)[0], change * surface_mask(part, relative), relative)
+            pictures, masks = map(torch.stack, zip(*(shown[n] for n in range(chunk.start, chunk.stop)), strict=True))
+            return self.changed(pictures, change * masks, relative)
 
         parts = repeat(None) if made_already or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
@@ -186,6 +187,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         relative: bool = False,
     ) -> Float[Tensor, "frames 3 height width"]:
         """What a residual model makes of the classical pictures: with its change, less what is taken for its noise.
+
+        The background is the panorama itself in such a picture: the caller leaves it alone.
 
         From estimated buffers, which ``relative`` depth tells, pictures are farther off than that noise: nothing is taken off.
         """
@@ -279,11 +282,12 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         return pictures
 
     def _encode_gbuffer(
-        self, gbuffer: GBufferSource, lit: _Lit, call: Call, shown: dict[int, Tensor] | None
+        self, gbuffer: GBufferSource, lit: _Lit, call: Call, shown: dict[int, tuple[Tensor, Tensor]] | None
     ) -> Iterator[Float[Tensor, "frames channels _h _w"]]:
         """Latents of all groups and pictures, concatenated, a piece at a time, from frame ``call.read`` on.
 
-        Depth is relative to the whole clip's range. Pictures of a model with ``settings.residual`` go to ``shown``, by frame.
+        Depth is relative to the whole clip's range. Pictures of a model with ``settings.residual``, and where they show a
+        surface, go to ``shown``, by frame.
         """
         tick, done = ticker(call.progress, "encoding"), call.read
         padded = Fit(call.fit.inner, call.fit.inner, call.fit.padded)
@@ -291,7 +295,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             images = [call.fit.apply(pack_image(chunk, group, lit.depth_range)) for group in self.settings.groups]
             drawn = lit.pictures(chunk, slice(done, done + len(chunk)), call.fit.inner)
             if shown is not None and self.settings.residual:
-                shown.update(zip(range(done, done + len(chunk)), drawn[0].unbind(), strict=True))
+                masks = surface_mask(chunk, may_be_relative(lit.depth_range)).cpu()
+                shown.update(zip(range(done, done + len(chunk)), zip(drawn[0], masks, strict=True), strict=True))
             images += map(padded.apply, drawn)
             latents = torch.cat([self.encode(image) for image in images], dim=1)
             done += len(chunk)

@@ -13,7 +13,6 @@ from torch import Tensor
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.encoding import may_be_relative
 from diffusion_renderer.core.errors import InputError
-from diffusion_renderer.core.geometry import lengths
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
 from diffusion_renderer.core.resize import resize
@@ -174,7 +173,7 @@ def _smaller(gbuffer: GBuffer, size: tuple[int, int], relative: bool) -> GBuffer
     Depth is that of the nearest pixel that shows a surface, for between a thing and what is behind it there is nothing.
     """
     distance, seen = metric_depth(gbuffer, relative)
-    coverage = (seen & (lengths(gbuffer.normal, dim=1)[:, 0] > 0.1))[:, None].to(gbuffer.basecolor)
+    coverage = seen[:, None].to(gbuffer.basecolor)
     covered = resize(coverage, size)
     # The background's values must not bleed into edges.
     share = covered.clamp_min(1e-3)

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import is_relative
+from diffusion_renderer.core.encoding import LEAST_NORMAL, is_relative, surface_mask
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import dot, lengths, unit
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
@@ -18,8 +18,6 @@ from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
 DEFAULT_FOV = 50.0
 #: z-depths, in scene units, that relative depth 0 and 1 are taken for.
 ASSUMED_NEAR, ASSUMED_FAR = 1.0, 3.0
-#: Relative depth from here on is background where no mask says.
-RELATIVE_BACKGROUND = 1 - 1e-3
 #: No normal leans further away from the viewer than this cosine.
 MIN_COSINE = 1e-3
 
@@ -53,10 +51,10 @@ class Surface:
 def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool | None = None) -> Surface:
     """The surface in every pixel of ``gbuffer``, differentiable in all its buffers.
 
-    The background is where the depth is not a positive finite number, the mask is False, or the normal is (nearly) the zero
-    vector. Relative depth, as inverse renderers return it, has lost the scene's scale and offset: it is spread from
-    `ASSUMED_NEAR` to `ASSUMED_FAR`, so positions have a plausible shape but no right size, and what depends on them
-    (shadows, reflections of the screen) is a guess. Without a camera the field of view is `DEFAULT_FOV`.
+    For the background see `core.encoding.surface_mask`. Relative depth, as inverse renderers return it, has lost the scene's
+    scale and offset: it is spread from `ASSUMED_NEAR` to `ASSUMED_FAR`, so positions have a plausible shape but no right size,
+    and what depends on them (shadows, reflections of the screen) is a guess. Without a camera the field of view is
+    `DEFAULT_FOV`.
 
     Parameters
     ----------
@@ -82,8 +80,7 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     relative = is_relative(gbuffer.depth_range()) if relative is None else relative
     depth, seen = metric_depth(gbuffer, relative)
     length = lengths(gbuffer.normal, dim=1)[:, 0]
-    seen = seen & (length > 0.1)
-    towards = torch.where(seen[..., None], normal / length.clamp_min(0.1)[..., None], view)
+    towards = torch.where(seen[..., None], normal / length.clamp_min(LEAST_NORMAL)[..., None], view)
     return Surface(
         position=ray * torch.where(seen, depth, 1.0)[..., None],
         normal=facing(unit(towards), view),
@@ -124,12 +121,7 @@ def metric_depth(
     gbuffer: GBuffer, relative: bool
 ) -> tuple[Float[Tensor, "frames height width"], Bool[Tensor, "frames height width"]]:
     """Metric z-depth (1 where nothing is seen) and where a surface is seen."""
-    depth = gbuffer.depth[:, 0]
-    seen = torch.isfinite(depth) & (depth >= 0 if relative else depth > 0)
-    if gbuffer.mask is not None:
-        seen = seen & gbuffer.mask[:, 0]
-    elif relative:
-        seen = seen & (depth < RELATIVE_BACKGROUND)
+    depth, seen = gbuffer.depth[:, 0], surface_mask(gbuffer, relative)[:, 0]
     # Replaced before anything is computed with it: infinity times a zero gradient would be NaN.
     depth = torch.where(seen, depth, 1.0)
     return (ASSUMED_NEAR + depth * (ASSUMED_FAR - ASSUMED_NEAR) if relative else depth), seen

@@ -1,8 +1,9 @@
-"""The adapter that real clips train: low-rank changes of the attention layers (Hu et al. 2021; paper, section 4.3)."""
+"""The adapter that clips with estimated buffers train: low-rank changes of layers (Hu et al. 2021; paper, section 4.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -32,13 +33,15 @@ class AdaptedUNet(nn.Module):
     need gradients when they are first gathered, for good. So it works with DDP and FSDP alike.
     """
 
-    def __init__(self, unet: nn.Module, rank: int) -> None:
+    def __init__(self, unet: nn.Module, ranks: Mapping[str, int]) -> None:
+        """With a change of each named layer, linear or a convolution, of its rank."""
         super().__init__()
+        # As expressions of whole names: peft takes plain ones for endings.
+        exact = {f"^{re.escape(name)}$": rank for name, rank in ranks.items()}
         flags = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
         self._adapted, self._hidden = False, {}
-        self.unet = inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=attention_layers(unet)), unet, adapter_name=NAME
-        )
+        config = LoraConfig(target_modules="|".join(map(re.escape, ranks)), rank_pattern=exact, alpha_pattern=exact)
+        self.unet = inject_adapter_in_model(config, unet, adapter_name=NAME)
         # The loop asks every module to keep fewer activations: the UNet is asked through here only.
         self.unet._supports_gradient_checkpointing = False
         self.layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
@@ -108,10 +111,8 @@ class AdaptedUNet(nn.Module):
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
     def load(self, folder: Path) -> None:
-        """Go on from the adapter in ``folder``, if there is one that `save` wrote. InputError when it does not fit."""
+        """Go on from the adapter in ``folder``, one that `save` wrote. InputError when it does not fit."""
         path = folder / WEIGHTS_NAME
-        if not path.exists():
-            return
         advice = "use another --out, or the --lora-rank that it was trained with"
         try:
             tensors = load_file(path)
@@ -127,6 +128,24 @@ class AdaptedUNet(nn.Module):
             raise InputError(f"an adapter of this network in {path}", str(error), advice) from error
         if tensors:
             raise InputError(f"an adapter of this network in {path}", f"one of {next(iter(tensors))}", advice)
+
+
+def saved_ranks(folder: Path) -> dict[str, int] | None:
+    """The layers that the adapter in ``folder`` changes, and their ranks; None where there is none."""
+    path = folder / WEIGHTS_NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            halves = {key: file.get_slice(key).get_shape()[0] for key in file.keys() if ".lora_A." in key}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"an adapter in {path}", str(error), "copy it again, or use another --out") from error
+    return {key.removeprefix("unet.").removesuffix(".lora_A.weight"): rank for key, rank in halves.items()}
+
+
+def all_layers(unet: nn.Module) -> list[str]:
+    """Names of all linear layers and convolutions."""
+    return [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)]
 
 
 def attention_layers(unet: nn.Module) -> list[str]:

@@ -41,7 +41,7 @@ HARMLESS = frozenset(
 _STUDENT = ("teacher", "student_steps", "method", "teacher_steps", "teacher_guidance")
 _ONLY = dict.fromkeys(_STUDENT, ("distill",)) | {
     "lora_rank": ("forward",),
-    "real_share": ("forward",),
+    "estimated_share": ("forward",),
     "augment": ("inverse", "forward", "distill"),
 }
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path in quotes"}

@@ -112,7 +112,7 @@ class DistillStage:
                 options.seed,
                 options.batch,
                 preset.lengths,
-                real=False,
+                estimated=False,
                 accept=self.base.usable,
                 area=preset.size**2,
             ),

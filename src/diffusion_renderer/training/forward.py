@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder, LightInput, LightReader
-from diffusion_renderer.training.adapters import AdaptedUNet
+from diffusion_renderer.training.adapters import AdaptedUNet, all_layers, attention_layers, saved_ranks
 from diffusion_renderer.training.data import FrameStore, Mixture
 from diffusion_renderer.training.env import encode_lights, load_env_encoder
 from diffusion_renderer.training.images import Frames, frame_index, group_present
@@ -36,9 +35,9 @@ RELATIVE_SHARE = 0.3
 class ForwardStage(LatentStage):
     """The video given G-buffers and light; conditions are dropped at times for guidance (paper, section 4.2, equation 6).
 
-    Where the data has real clips, whose G-buffers and light are estimates, a step has two terms (paper, section 4.3): synthetic
-    clips train the network, real ones an adapter of it (see `adapters`), so that flaws of the estimates stay out of the
-    network. With ``lora_rank`` 0, the ablation, both train the network.
+    Where the data has clips whose G-buffers are estimates, real ones or those of `estimate`, a step has two terms (paper,
+    section 4.3): the others train the network, these an adapter of it (see `adapters`), so that flaws of the estimates stay out
+    of the network. With ``lora_rank`` 0, for real clips the paper's ablation, both train the network.
     """
 
     name = "forward"
@@ -56,33 +55,50 @@ class ForwardStage(LatentStage):
         )
         encoder = load_env_encoder(options.out).to(self.device) if options.light == "encoder" else None
         self.light_reader = LightReader(unet, encoder)
-        self.share = self._real_share()
+        self.share = self._estimated_share()
         self.network: nn.Module = unet
-        if self.share > 0 and options.lora_rank > 0:
-            self.network = AdaptedUNet(unet, options.lora_rank)
-            if not _came_with_a_model(options.out / self.name):
-                self.network.load(options.out / self.name / "lora")
-            self.network.to(self.device)
+        if self.share > 0 and options.lora_rank != 0:
+            self.network = self._adapted(unet, options.out / self.name / "lora").to(self.device)
         self.importance = self._importance(
             lambda seen: seen.video[:, :, None], lambda seen: _everywhere(seen)[:, :, None], torch.ones(1, 3)
         )
 
-    def _real_share(self) -> float:
-        """Weight of the real clips in a step: that of the options where there are both kinds."""
-        real = any(bool((self.usable(store) & store.real[store.clip]).any()) for store in self.data.stores)
-        synthetic = any(bool((self.usable(store) & ~store.real[store.clip]).any()) for store in self.data.stores)
-        if not (real or synthetic):
+    def _adapted(self, unet: nn.Module, saved: Path) -> AdaptedUNet:
+        """The network with an adapter: that in ``saved``, or a new one where there is none."""
+        preset, rank = self.preset, self.options.lora_rank
+        ranks = saved_ranks(saved)
+        if ranks is None:
+            layers = attention_layers(unet) if preset.lora_attention else all_layers(unet)
+            return AdaptedUNet(unet, dict.fromkeys(layers, preset.lora_rank if rank is None else rank))
+        if rank is not None and set(ranks.values()) != {rank}:
+            least, most = min(ranks.values()), max(ranks.values())
+            found = str(least) if least == most else f"ranks from {least} to {most}"
+            raise InputError(
+                f"an adapter of --lora-rank {rank} in {saved}", found, "leave --lora-rank out, or use another --out"
+            )
+        if missing := ranks.keys() - set(all_layers(unet)):
+            wanted = f"an adapter of this network in {saved}"
+            raise InputError(wanted, f"one of {min(missing)}", "use another --out, or the model that it came with")
+        network = AdaptedUNet(unet, ranks)
+        network.load(saved)
+        return network
+
+    def _estimated_share(self) -> float:
+        """Weight of the clips with estimated buffers in a step: that of the options where there are both kinds."""
+        estimated = any(bool((self.usable(store) & ~store.measured).any()) for store in self.data.stores)
+        true = any(bool((self.usable(store) & store.measured).any()) for store in self.data.stores)
+        if not (estimated or true):
             wanted = "clips with a light and all G-buffers"
             raise InputError(wanted, "none", "render some with `diffusion-renderer dataset OUT`")
-        return (self.options.real_share if synthetic else 1.0) if real else 0.0
+        return (self.options.estimated_share if true else 1.0) if estimated else 0.0
 
     def plan(self, step: int) -> tuple[Part, ...]:
-        """One part of synthetic clips and, where there are some, one of real ones."""
+        """One part of clips with true buffers, one of clips with estimated ones, as far as there are some."""
         parts = []
-        for real, share in ((False, 1 - self.share), (True, self.share)):
+        for estimated, share in ((False, 1 - self.share), (True, self.share)):
             if share > 0:
                 images = max(1, round(self.options.batch * share))
-                parts.append(self.draw(step, images, real, weight=share))
+                parts.append(self.draw(step, images, estimated, weight=share))
         return tuple(parts)
 
     def usable(self, store: FrameStore) -> Bool[Tensor, "total"]:
@@ -104,7 +120,7 @@ class ForwardStage(LatentStage):
         if training:
             dropped = [float(torch.rand((), generator=item.generator("drop"))) < DROP_SHARE for item in part.items]
             keep[dropped] = 0.0
-        adapted = part.real
+        adapted = part.estimated
         return Conditions(
             clean=latents[:, :, 0] if offset is None else latents[:, :, 0] - offset,
             counted=self.cells(_everywhere(seen)[:, :, None]),
@@ -164,22 +180,18 @@ class ForwardStage(LatentStage):
 
     def export(self, folder: Path) -> None:
         """Write the forward renderer's network in diffusers' layout, its adapter as ``folder/lora``."""
-        unet, adapter = self.network, folder / "lora"
+        unet, adapter, scale = self.network, folder / "lora", {}
         if isinstance(unet, AdaptedUNet):
             unet.save(adapter)
+            # Estimated buffers are told by their relative depth.
+            scale = {"relative_lora_scale": 1.0}
             plain = self.preset.forward_unet(self.options.light)
             plain.load_state_dict(unet.base_state())
             unet = plain
         elif adapter.exists():
             log.warning("%s was trained with another network and is removed", adapter)
             shutil.rmtree(adapter)
-        self._export(unet, folder, light=self.options.light, prior=self.preset.prior, residual=self.preset.residual)
-
-
-def _came_with_a_model(folder: Path) -> bool:
-    """Whether the adapter in ``folder`` is a model's for relative depth: of other layers than those that are trained here."""
-    file = folder / "renderer.json"
-    return file.exists() and json.loads(file.read_text()).get("relative_lora_scale") is not None
+        self._export(unet, folder, light=self.options.light, prior=self.preset.prior, residual=self.preset.residual, **scale)
 
 
 def widened(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ class InverseStage(LatentStage):
 
     def plan(self, step: int) -> tuple[Part, ...]:
         """Synthetic clips or stills."""
-        return (self.draw(step, self.options.batch, real=False),)
+        return (self.draw(step, self.options.batch, estimated=False),)
 
     def usable(self, store: FrameStore) -> Bool[Tensor, "total"]:
         """Synthetic frames that have at least one whole group of true buffers."""

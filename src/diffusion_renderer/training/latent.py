@@ -105,7 +105,7 @@ class LatentStage:
         """Which frames have what the stage needs."""
         raise NotImplementedError
 
-    def draw(self, step: int, images: int, real: bool, weight: float = 1.0) -> Part:
+    def draw(self, step: int, images: int, estimated: bool, weight: float = 1.0) -> Part:
         """A part of about ``images`` images of the preset's size."""
         return draw_part(
             self.data,
@@ -113,7 +113,7 @@ class LatentStage:
             self.options.seed,
             images,
             self.preset.lengths,
-            real=real,
+            estimated=estimated,
             accept=self.usable,
             weight=weight,
             area=self.preset.size**2,

@@ -272,7 +272,7 @@ def _backward(engine: _Engine, parts: tuple[Part, ...]) -> tuple[Float[Tensor, "
         start = (index * processes + accelerator.process_index) * len(piece.items)
         mine = losses[number][start : start + len(piece.items)]
         mine.copy_(found.detach()[: len(mine)])
-        prefix = "real_" if piece.real else ""
+        prefix = "estimated_" if piece.estimated else ""
         values.append({"count": float(len(mine)), **{prefix + name: float(value) for name, value in extra.items()}})
     return torch.cat(losses), tuple(values)
 

@@ -42,7 +42,7 @@ _LEAST = {
     "teacher_guidance": (0, True),
 }
 #: Numbers that are shares: from 0 to 1, and whether 1 itself will do.
-_SHARES = {"decay": True, "ema": False, "real_share": True, "max_bad": True}
+_SHARES = {"decay": True, "ema": False, "estimated_share": True, "max_bad": True}
 _CHOICES = {
     "precision": get_args(Precision),
     "light": get_args(LightCondition),
@@ -84,8 +84,9 @@ class TrainOptions:
         of another ``light`` is left out.
     light : how the forward renderer is told the light: by the environment encoder, or by plain concatenation, the paper's
         ablation, which needs no stage `env` (see `models.lighting`).
-    lora_rank : of the adapter that `forward` trains on real clips; 0 trains the network itself on them, the paper's ablation.
-    real_share : weight of the real clips' loss in `forward`, where the data has some; the synthetic ones have the rest.
+    lora_rank : of the adapter that `forward` trains on clips with estimated buffers; None for the preset's own, or those of the
+        adapter that the run goes on from. 0 trains the network itself on such clips, for real ones the paper's ablation.
+    estimated_share : weight of the loss of clips with estimated buffers in `forward`, where the data has others, too.
     precision : of the network's forward pass; weights and optimiser are float32.
     device : where the stage trains, such as ``cuda``; None takes a GPU where there is one. Random numbers are drawn on the CPU,
         so that every device sees the same data and noise.
@@ -117,8 +118,8 @@ class TrainOptions:
     max_bad: float = 0.1
     start_from: Path | str | None = None
     light: LightCondition = "encoder"
-    lora_rank: int = 16
-    real_share: float = 0.5
+    lora_rank: int | None = None
+    estimated_share: float = 0.5
     precision: Precision = "bf16"
     device: str | None = None
     teacher: Renderer = "forward"

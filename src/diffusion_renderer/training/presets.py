@@ -62,6 +62,7 @@ class Preset:
     inverse_attention : levels of the inverse renderer's UNet that have attention; see `FORWARD_ATTENTION` for the other.
     clip_frames, clip_share : lengths of the clips of training, frames, and the share of the steps that see clips, not stills.
     prior : the classical renderer whose picture the forward renderer is given beside the G-buffers; None for none.
+    lora_rank, lora_attention : of the forward renderer's adapter, and whether it changes the layers of attention only.
     residual : the forward renderer makes the difference between the video and that picture, in latents, not the video itself.
     norm_groups : of the autoencoder and the environment encoder; the UNets keep the published 32.
     sigma_max : the largest noise level, from which sampling starts.
@@ -104,6 +105,8 @@ class Preset:
     norm_groups: int = 8
     prior: str | None = None
     residual: bool = False
+    lora_rank: int = 16
+    lora_attention: bool = True
     labels: tuple[str, ...] = field(default=("env_ldr", "env_log", "env_nrm"))
     learning_rates: LearningRates = LearningRates()
 
@@ -261,6 +264,8 @@ TINY = Preset(
     window=8,
     prior="ssrt",
     residual=True,
+    lora_rank=7,
+    lora_attention=False,
     decoder_teacher=0.0,
 )
 

@@ -41,13 +41,13 @@ class Part:
     ----------
     store : whose frames the items are; what it is, is between the stage and its data.
     weight : of the mean of the items' losses in the loss of the step.
-    real : the items are autolabelled real clips: their buffers and light are estimates.
+    estimated : the items' buffers are an inverse renderer's: those of real clips, and of rendered ones of `training.estimate`.
     """
 
     items: tuple[Item, ...]
     store: Any = None
     weight: float = 1.0
-    real: bool = False
+    estimated: bool = False
 
 
 @runtime_checkable

@@ -121,7 +121,7 @@ class Mixture:
         images: int,
         lengths: Mapping[int, float],
         accept: Accept | None = None,
-        real: bool | None = None,
+        estimated: bool | None = None,
         area: int | None = None,
     ) -> Drawn:
         """Items of one length and one frame size, from one source, with replacement.
@@ -132,13 +132,13 @@ class Mixture:
             proportion, but there is always an item.
         lengths : {frames of an item: share of the steps}. Lengths that no clip of a store has are left out there.
         accept : which frames of a store may be drawn; an item's must all pass.
-        real : only real clips, only others, or any.
+        estimated : only clips with estimated buffers (see `FrameStore.measured`), only others, or any.
         area : pixels of a reference image, such as the preset's; None for the commonest frame size.
 
         Sources, and the frame sizes of a source, share the *images* drawn, not the steps: by `Source.weight`, and by their
         number of frames. Raises InputError when nothing passes.
         """
-        buckets = self._buckets(images, lengths, accept, real, area)
+        buckets = self._buckets(images, lengths, accept, estimated, area)
         shares = torch.tensor([bucket.share for bucket in buckets], dtype=torch.float64).cumsum(0)
         aim = torch.rand((), generator=generator, dtype=torch.float64) * shares[-1]
         bucket = buckets[min(int(torch.searchsorted(shares, aim, right=True)), len(buckets) - 1)]
@@ -148,36 +148,36 @@ class Mixture:
         return Drawn(bucket.source, bucket.store, chosen[:, None] + torch.arange(bucket.frames), keys)
 
     def _buckets(
-        self, images: int, lengths: Mapping[int, float], accept: Accept | None, real: bool | None, area: int | None
+        self, images: int, lengths: Mapping[int, float], accept: Accept | None, estimated: bool | None, area: int | None
     ) -> tuple[_Bucket, ...]:
-        key = (images, tuple(lengths.items()), accept, real, area)
+        key = (images, tuple(lengths.items()), accept, estimated, area)
         if key not in self._remembered:
-            buckets = self._find_buckets(images, lengths, accept, real, area or self.area)
+            buckets = self._find_buckets(images, lengths, accept, estimated, area or self.area)
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
             self._remembered[key] = buckets
         return self._remembered[key]
 
     def _find_buckets(
-        self, images: int, lengths: Mapping[int, float], accept: Accept | None, real: bool | None, area: int
+        self, images: int, lengths: Mapping[int, float], accept: Accept | None, estimated: bool | None, area: int
     ) -> tuple[_Bucket, ...]:
         buckets = []
         for source in self.sources:
             groups = []
             for store in source.stores:
-                passing = _passing(store, accept, real)
+                passing = _passing(store, accept, estimated)
                 group = _store_buckets(source, store, passing, images * area / _area(store), lengths)
                 groups.append((group, int(passing.sum()) if group else 0))
             frames = sum(count for _, count in groups)
             weight = frames if source.weight is None else source.weight
             buckets += [replace(b, share=b.share * weight * count / frames) for group, count in groups for b in group]
         if not buckets:
-            raise self._nothing_passes(lengths, real)
+            raise self._nothing_passes(lengths, estimated)
         return tuple(buckets)
 
-    def _nothing_passes(self, lengths: Mapping[int, float], real: bool | None) -> InputError:
-        kind = {True: "real clips", False: "rendered clips", None: "clips"}[real]
-        make = "train autolabel" if real else "dataset"
+    def _nothing_passes(self, lengths: Mapping[int, float], estimated: bool | None) -> InputError:
+        kind = {True: "clips with estimated buffers", False: "rendered clips", None: "clips"}[estimated]
+        make = "train autolabel` or `diffusion-renderer train estimate" if estimated else "dataset"
         names = ", ".join(source.name for source in self.sources)
         return InputError(
             f"{kind} of at least {min(lengths)} frames with the buffers and the light that the stage needs",
@@ -191,10 +191,10 @@ def _area(store: FrameStore) -> int:
     return height * width
 
 
-def _passing(store: FrameStore, accept: Accept | None, real: bool | None) -> Bool[Tensor, "total"]:
+def _passing(store: FrameStore, accept: Accept | None, estimated: bool | None) -> Bool[Tensor, "total"]:
     """Frames that may be drawn."""
     passing = torch.ones(len(store), dtype=torch.bool) if accept is None else accept(store)
-    return passing if real is None else passing & (store.real[store.clip] == real)
+    return passing if estimated is None else passing & (store.measured != estimated)
 
 
 def _store_buckets(
@@ -215,20 +215,20 @@ def draw_part(
     seed: int,
     images: int,
     lengths: Mapping[int, float],
-    real: bool | None = None,
+    estimated: bool | None = None,
     accept: Accept | None = None,
     weight: float = 1.0,
     area: int | None = None,
 ) -> Part:
     """Samples of a step, each with a seed of its own. Depends on (seed, step) and the data alone; see `Mixture.draw`.
 
-    Synthetic and real samples of the same step have nothing in common.
+    Samples with true and with estimated buffers of the same step have nothing in common.
     """
-    stream = () if real is None else ("real" if real else "synthetic",)
+    stream = () if estimated is None else ("real" if estimated else "synthetic",)
     generator = torch.Generator().manual_seed(derived_seed(seed, step, "draw", *stream))
-    drawn = mixture.draw(generator, images, lengths, accept, real, area)
+    drawn = mixture.draw(generator, images, lengths, accept, estimated, area)
     items = tuple(
         Item(tuple(frames), derived_seed(seed, step, *stream, number), key)
         for number, (frames, key) in enumerate(zip(drawn.index.tolist(), drawn.keys, strict=True))
     )
-    return Part(items, drawn.store, weight, bool(real))
+    return Part(items, drawn.store, weight, bool(estimated))
