@@ -14,12 +14,14 @@ from synthetic import synthetic_clip
 from torch import Tensor
 
 from diffusion_renderer.cli import main
+from diffusion_renderer.core.encoding import encode_buffer
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.datagen import Sample
 from diffusion_renderer.datagen.settings import EVALUATION_SEED
 from diffusion_renderer.datagen.store.shards import read_shard, write_samples
 from diffusion_renderer.pipelines import RendererSettings, load_inverse, read_settings
+from diffusion_renderer.pipelines.settings import CALIBRATED
 from diffusion_renderer.render import Prior
 from diffusion_renderer.training import assemble
 from diffusion_renderer.training.calibration import Fitted, calibrate, fit_buffers, fit_noise
@@ -79,7 +81,7 @@ def test_a_wrong_gain_is_put_right() -> None:
 def test_a_right_one_is_left_alone() -> None:
     known = clips()
     (exact,) = fit_buffers(Estimator(known), known.values())
-    assert not exact.accepted and exact.before < 1e-12
+    assert not exact.accepted and exact.before < 1e-6
     # Fitted to what is there already, a calibration that is right is no better than itself.
     wrong = Estimator(known, gain=0.625, centre=0.3)
     (again,) = fit_buffers(wrong, known.values(), {"roughness": (1.6, 0.3)})
@@ -133,16 +135,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_is_calibrated_where_it_is_read(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_model_is_calibrated_where_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """What random weights make has nothing to do with the truth, so that it is drawn to the mean."""
+    shards = tmp_path / "shards"
+    write_samples(shards, [synthetic_clip(seed, frames=1, size=32) for seed in range(40)], 10, progress=False)
     model = save_model(tmp_path / "model", "inverse", groups=GROUPS, env_size=8)
     before = json.loads((model / "renderer.json").read_text())
     assert main(["weights", "calibrate", str(model), "--data", str(shards), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     found = json.loads((model / "renderer.json").read_text())
     pairs = found.pop("calibration")
-    assert found == before and pairs and pairs.keys() <= {"roughness", "metallic"}
-    assert all(name in printed for name in pairs) and "5 clips" in printed
+    assert found == before and pairs and pairs.keys() <= set(CALIBRATED)
+    assert all(name in printed for name in pairs) and "20 clips" in printed
     assert not list(model.glob(".*"))
 
     renderer = load_inverse(model, device="cpu")
@@ -152,8 +156,10 @@ def test_a_model_is_calibrated_where_it_is_read(shards: Path, tmp_path: Path, ca
     # The error that the fit tells is that of the renderer as it is loaded, on every other clip.
     tested = [clip for shard in sorted(shards.glob("*.tar")) for clip in read_shard(shard)][1::2]
     for name, fitted in again.items():
-        pairs_of = [(getattr(renderer(clip.clip), name), getattr(clip.gbuffer, name), clip.gbuffer.mask) for clip in tested]
-        errors = [((made - truth)[mask] ** 2).mean() for made, truth, mask in pairs_of]
+        errors = []
+        for clip in tested:
+            made, truth = (encode_buffer(name, getattr(found, name)) for found in (renderer(clip.clip), clip.gbuffer))
+            errors.append(((made - truth)[clip.gbuffer.mask.expand_as(made)] ** 2).mean().sqrt())
         assert fitted.before == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
 
 
@@ -231,10 +237,10 @@ def test_the_table_says_what_was_taken() -> None:
 
     lines = table(
         (
-            Fitted("metallic", (1.0, 0.5), (1.5, 0.35), 0.09, 0.0625, 0.01, 6, True),
+            Fitted("metallic", (1.0, 0.5), (1.5, 0.35), 0.3, 0.25, 0.01, 6, True),
             Fitted("residual_noise", (0.0,), (0.01,), 30.0, 30.25, 0.5, 6, False),
         )
     ).splitlines()
-    assert lines[1].split() == ["metallic", "1", "0.5", "1.5", "0.35", "0.3000", "0.2500", "-0.0275", "±0.01", "yes"]
+    assert lines[1].split() == ["metallic", "1", "0.5", "1.5", "0.35", "0.3000", "0.2500", "-0.05", "±0.01", "yes"]
     assert lines[2].split() == ["residual_noise", "0", "0.01", "30.000", "dB", "30.250", "dB", "+0.25", "±0.5", "no"]
     assert "6 clips" in lines[3] and table(()) == ""

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_renderer.core.encoding import decode_buffer, encode_buffer
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.packing import JOINT_INDEX, embedding_index, unpack_image
@@ -209,7 +210,7 @@ class DiffusionInverseRenderer(DiffusionRenderer):
         found = {}
         for name, (gain, centre) in self.settings.calibration.items():
             if name in made:
-                found[name] = calibrated(made[name], surface, gain, centre)
+                found[name] = decode_buffer(name, calibrated(encode_buffer(name, made[name]), surface, gain, centre))
         return found
 
     def denoise(
@@ -281,9 +282,12 @@ class DiffusionInverseRenderer(DiffusionRenderer):
 
 
 def calibrated(
-    estimate: Float[Tensor, "*shape"], surface: Float[Tensor, "*shape"] | float, gain: float, centre: float
+    estimate: Float[Tensor, "*shape"], surface: Float[Tensor, "*#shape"] | float, gain: float, centre: float
 ) -> Float[Tensor, "*shape"]:
-    """A buffer drawn to ``centre`` by 1 - ``gain`` where ``surface`` is 1 and not where it is 0; see `RendererSettings`."""
+    """An encoded buffer drawn to ``centre`` by 1 - ``gain`` where ``surface`` is 1, as it is where that is 0.
+
+    See `RendererSettings`.
+    """
     return (estimate + surface * (1 - gain) * (centre - estimate)).clamp(0.0, 1.0)
 
 

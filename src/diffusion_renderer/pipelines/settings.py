@@ -9,10 +9,12 @@ from typing import Any, Literal, get_args
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.packing import UNPACKED, embedding_index
-from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS
+from diffusion_renderer.core.types import BUFFERS
 from diffusion_renderer.diffusion import SOLVERS
 from diffusion_renderer.models import CONCATENATED, Kind, LightCondition
 
+#: The buffers that can be calibrated.
+CALIBRATED = ("basecolor", "roughness", "metallic")
 #: What makes images of latents.
 Decoder = Literal["full", "small"]
 
@@ -35,9 +37,10 @@ class RendererSettings:
         The difference that it makes to the decoded picture is added to the picture itself, at the G-buffers' size.
     residual_noise : differences of a residual model below this are taken for its noise, and larger ones made smaller by as much
         (soft threshold; Donoho 1995), in sRGB values; 0 takes them as they are, and so does relative depth.
-    calibration : (gain, centre) of one-channel buffers of an inverse renderer: its estimate is drawn towards the centre, to
-        ``centre + gain (x - centre)``. A network that has been trained on few scenes is surer than it should be; the figures
-        come from clips that are neither trained nor scored on.
+    calibration : (gain, centre) of buffers of an inverse renderer, those of `CALIBRATED`: its estimate, as the image that it
+        is encoded in (base colour: sRGB), is drawn towards the centre, to ``centre + gain (x - centre)``. A network that has
+        been trained on few scenes is surer than it should be; the figures come from clips that are neither trained nor scored
+        on.
     guided : an inverse renderer's buffers are sharpened by the frames, which show where things end (see `pipelines.guided`).
         For models that see small images and whose decoder is soft; False as published.
     default_steps, default_guidance, default_lora_scale : of a call that does not say.
@@ -163,8 +166,8 @@ def _calibration(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """(gain, centre) by buffer. ValueError for anything else."""
     found = {}
     for name, pair in values.items():
-        if BUFFER_CHANNELS.get(name) != 1 or name == "depth":
-            raise ValueError(f"calibration of {name!r}, which is neither roughness nor metallic")
+        if name not in CALIBRATED:
+            raise ValueError(f"calibration of {name!r}, which is none of {', '.join(CALIBRATED)}")
         gain, centre = (float(value) for value in pair)
         if not (0 < gain <= 2 and 0 <= centre <= 1):
             raise ValueError(f"calibration {list(pair)} of {name}, not a gain up to 2 and a centre in [0, 1]")

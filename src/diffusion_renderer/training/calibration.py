@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.devices import find_device
+from diffusion_renderer.core.encoding import encode_buffer
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import GBuffer
 from diffusion_renderer.datagen import Sample
@@ -35,12 +36,11 @@ from diffusion_renderer.pipelines import (
 )
 from diffusion_renderer.pipelines.depth import surface_weight
 from diffusion_renderer.pipelines.inverse import calibrated
+from diffusion_renderer.pipelines.settings import CALIBRATED
 from diffusion_renderer.render import Prior
 from diffusion_renderer.training.data.held_out import HeldOut
 from diffusion_renderer.training.data.samples import complete, defined_pixels
 
-#: The buffers that can be calibrated.
-BUFFERS = ("roughness", "metallic")
 #: Classical pictures of a clip, and what is to be added to them: "frames 3 height width" each.
 Layers = tuple[Tensor, Tensor]
 #: What leaves a buffer as it is.
@@ -62,9 +62,9 @@ class Fitted:
 
     Attributes
     ----------
-    name : "roughness", "metallic" or "residual_noise".
+    name : a buffer of `CALIBRATED`, or "residual_noise".
     was, fits : (gain, centre) of a buffer, or a threshold.
-    before, after : mean squared error of a buffer on surfaces, or PSNR of the frames in dB, mean over the clips.
+    before, after : RMSE of a buffer on surfaces, encoded, or PSNR of the frames in dB, mean over the clips.
     error : standard error over the clips of the difference.
     clips : that it was tested on.
     accepted : ``fits`` is better than ``was`` by more than ``error``.
@@ -82,15 +82,15 @@ class Fitted:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Some of the surface of one clip: estimate, how much of it the calibration touches, and truth."""
+    """Some of the surface of one clip: estimate, how much of it the calibration touches, and truth, as encoded images."""
 
     estimate: Float[Tensor, "pixels"]
     surface: Float[Tensor, "pixels"]
     truth: Float[Tensor, "pixels"]
 
     def error(self, pair: tuple[float, float]) -> float:
-        """Mean squared error with this gain and centre."""
-        return float(((calibrated(self.estimate, self.surface, *pair) - self.truth) ** 2).mean())
+        """RMSE with this gain and centre."""
+        return float(((calibrated(self.estimate, self.surface, *pair) - self.truth) ** 2).mean().sqrt())
 
 
 def calibrate(
@@ -125,7 +125,7 @@ def fit_buffers(
     current: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Fitted, ...]:
-    """(gain, centre) of roughness and metallic with the least squared error on surfaces, every clip counting alike.
+    """(gain, centre) of each of `CALIBRATED` with the least RMSE on surfaces, mean over the clips.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def fit_buffers(
 
     A buffer that the renderer does not make, or that fewer than `LEAST_CLIPS` clips have, is left out.
     """
-    made = tuple(name for name in BUFFERS if name in inverse.settings.buffers)
+    made = tuple(name for name in CALIBRATED if name in inverse.settings.buffers)
     asked = made + (("depth",) if "depth" in inverse.settings.buffers else ())
     pixels: dict[str, list[_Pixels]] = {name: [] for name in made}
     for sample in _told(clips, progress, "calibrating buffers") if made else ():
@@ -153,16 +153,21 @@ def fit_buffers(
 
 
 def fit_pair(clips: Sequence[_Pixels]) -> tuple[float, float]:
-    """The gain and centre with the least mean over the clips of the squared error: the best of a grid, then of finer ones.
+    """The gain and centre with the least mean over the clips of the RMSE: the best of a grid, then of finer ones.
 
     By trial, since values end at 0 and 1, where most metals and dielectrics lie.
     """
     estimate, surface, truth = (torch.cat([getattr(clip, name) for clip in clips]) for name in ("estimate", "surface", "truth"))
-    weight = torch.cat([torch.full_like(clip.truth, 1 / len(clip.truth)) for clip in clips])
+    counts = torch.tensor([len(clip.truth) for clip in clips])
+    owner = torch.arange(len(clips)).repeat_interleave(counts)
+
+    def error(pair: tuple[float, float]) -> float:
+        squared = (calibrated(estimate, surface, *pair) - truth) ** 2
+        return float((torch.zeros(len(clips)).index_add_(0, owner, squared) / counts).sqrt().mean())
 
     def best(gains: Tensor, centres: Tensor) -> tuple[float, float]:
         pairs = [(round(float(gain), 2), round(float(centre), 2)) for gain in gains for centre in centres]
-        return min(pairs, key=lambda pair: float((weight * (calibrated(estimate, surface, *pair) - truth) ** 2).sum()))
+        return min(pairs, key=error)
 
     found, previous = best(_GAINS, _CENTRES), None
     # Gains and centres that fit alike lie in a narrow valley: it is followed to its lowest point.
@@ -211,7 +216,9 @@ def _fit(checkpoint: Checkpoint, held: HeldOut, progress: Progress | None) -> tu
     settings = read_settings(checkpoint.kind, checkpoint.settings, str(checkpoint.folder / "renderer.json"))
     if checkpoint.kind == "inverse":
         plain = DiffusionInverseRenderer(_with(checkpoint, calibration={}))
-        return _required(fit_buffers(plain, held, settings.calibration, progress), set(BUFFERS) & set(settings.buffers), held)
+        return _required(
+            fit_buffers(plain, held, settings.calibration, progress), set(CALIBRATED) & set(settings.buffers), held
+        )
     if not settings.residual:
         return ()
     forward = _Recorder(checkpoint, Prior)
@@ -278,7 +285,7 @@ def _pixels(estimate: GBuffer, sample: Sample, name: str) -> _Pixels | None:
     truth = getattr(sample.gbuffer, name)
     if truth is None:
         return None
-    shown = torch.ones_like(truth, dtype=torch.bool)
+    shown = torch.ones_like(truth[:, :1], dtype=torch.bool)
     if sample.gbuffer.depth is not None:
         shown &= torch.isfinite(sample.gbuffer.depth)
     if sample.gbuffer.mask is not None:
@@ -286,8 +293,9 @@ def _pixels(estimate: GBuffer, sample: Sample, name: str) -> _Pixels | None:
     known = defined_pixels(sample)
     if known is not None:
         shown &= known[:, None]
-    value = getattr(estimate, name)
-    surface = torch.ones_like(value) if estimate.depth is None else surface_weight(estimate.depth)
+    value, truth = encode_buffer(name, getattr(estimate, name)), encode_buffer(name, truth)
+    surface = torch.ones_like(value) if estimate.depth is None else surface_weight(estimate.depth).expand_as(value)
+    shown = shown.expand_as(value)
     found = shown.flatten().nonzero()[:, 0]
     if not len(found):
         return None
@@ -322,7 +330,7 @@ def _write(folder: Path, fitted: Sequence[Fitted]) -> None:
             pairs.pop(each.name, None)
         else:
             pairs[each.name] = list(each.fits)
-    if any(each.name in BUFFERS for each in taken):
+    if any(each.name in CALIBRATED for each in taken):
         values["calibration"] = pairs
     write_bytes(folder / "renderer.json", (json.dumps(values, indent=2) + "\n").encode())
 
@@ -338,11 +346,11 @@ def table(fitted: Sequence[Fitted]) -> str:
     for each in fitted:
         was, fits = (" ".join(f"{value:g}" for value in values) for values in (each.was, each.fits))
         decibels = each.name == "residual_noise"
-        before, after = (f"{value:.3f} dB" if decibels else f"{value**0.5:.4f}" for value in (each.before, each.after))
+        before, after = (f"{value:.3f} dB" if decibels else f"{value:.4f}" for value in (each.before, each.after))
         change = f"{each.after - each.before:+.3g} ±{each.error:.2g}"
         lines.append(f"{each.name:<16}{was:<14}{fits:<14}{before:<12}{after:<12}{change:<20}{'yes' if each.accepted else 'no'}")
     lines.append(
-        f"on {fitted[0].clips} clips that nothing was fitted on: buffers' RMSE on surfaces, frames' PSNR; difference of squared"
-        " errors or of PSNR ± its standard error"
+        f"on {fitted[0].clips} clips that nothing was fitted on: buffers' RMSE on surfaces, frames' PSNR, and the difference"
+        " ± its standard error"
     )
     return "\n".join(lines)
