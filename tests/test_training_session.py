@@ -96,7 +96,7 @@ def test_a_session_calibrates_on_clips_of_its_own(rendered: list, tmp_path: Path
 
     told = {name: options for name, options in stages(tmp_path, max_steps=2).items() if name in ("vae", "inverse")}
     done = run_session(short(calibrate_clips=10), told, "small")
-    assert {fitted.name for fitted in done.fitted} == {"roughness", "metallic"}
+    assert {fitted.name for fitted in done.fitted} == {"basecolor", "roughness", "metallic"}
     assert all(fitted.clips == 5 for fitted in done.fitted)
     seeds = {where: {meta["seed"] for shard in (tmp_path / where).rglob("*.tar") for meta in read_metas(shard)}
              for where in ("data", "held-out")}  # fmt: skip
