@@ -20,7 +20,8 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import rotation_y
 from diffusion_renderer.core.types import Camera, EnvironmentMap
 from diffusion_renderer.datagen.store.shards import write_samples
-from diffusion_renderer.pipelines import load_forward
+from diffusion_renderer.pipelines import DiffusionForwardRenderer, load_forward
+from diffusion_renderer.pipelines.change import Drawn, guided_change
 from diffusion_renderer.render import Prior, load_renderer
 from diffusion_renderer.training import assemble, export, loop
 from diffusion_renderer.training.data import Mixture, load_frames
@@ -146,7 +147,7 @@ def test_a_network_that_has_nothing_to_add_leaves_the_picture_as_it_is(tmp_path:
     assert torch.allclose(forward(estimated, LIGHT, camera=CAMERA, size=(16, 16), steps=1).frames, expected, atol=1e-6)
     # With the network's weights something is added.
     other = load_forward(model, device="cpu", prior=Prior)(SAMPLE.gbuffer, LIGHT, camera=CAMERA, size=(16, 16), steps=1)
-    assert (other.frames - relit.frames).abs().mean() > 0.01
+    assert (other.frames - relit.frames).abs().mean() > 0.003, "of surfaces only: a third of the pixels"
     with pytest.raises(InputError, match="residual without a prior"):
         wrong = save_model(tmp_path / "wrong", "forward", groups=GROUPS, conditions=len(GROUPS), residual=True)
         load_forward(wrong, device="cpu")
@@ -169,18 +170,26 @@ def test_what_lies_behind_is_left_alone(tmp_path: Path, size: tuple[int, int] | 
 
 
 def test_small_differences_are_taken_for_noise(tmp_path: Path) -> None:
-    """Every pixel of the change is drawn towards 0 by the threshold."""
+    """Every pixel of the change is drawn towards 0 by the threshold, before it is filtered."""
     settings: dict[str, Any] = {"groups": GROUPS, "prior": "splitsum", "residual": True, "initial_noise": False}
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    class Watched(DiffusionForwardRenderer):
+        def changed(self, change: torch.Tensor, small: Drawn, large: Drawn, noise: float) -> torch.Tensor:
+            made = super().changed(change, small, large, noise)
+            smaller = change.sign() * (change.abs() - noise).clamp_min(0)
+            seen.append((made, large.frames + guided_change(smaller, small, large)))
+            return made
+
     frames = {}
     for noise in (0.0, 0.02):
         model = save_model(tmp_path / f"{noise}", "forward", conditions=len(GROUPS) + 1, residual_noise=noise, **settings)
-        frames[noise] = load_forward(model, device="cpu", prior=Prior)(SAMPLE.gbuffer, LIGHT, camera=CAMERA, steps=1).frames
-    picture = Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, torch.eye(3).expand(6, 3, 3))
-    whole, kept = frames[0.0] - picture, frames[0.02] - picture
-    inside = (frames[0.0] > 0) & (frames[0.0] < 1) & SAMPLE.gbuffer.mask
-    expected = whole.sign() * (whole.abs() - 0.02).clamp_min(0)
+        renderer = Watched(load_forward(model, device="cpu", prior=Prior).checkpoint, Prior)
+        frames[noise] = renderer(SAMPLE.gbuffer, LIGHT, camera=CAMERA, steps=1).frames
     # Measured: 6e-8.
-    assert inside.float().mean() > 0.1 and torch.allclose(kept[inside], expected[inside], atol=1e-6)
+    assert seen and all(torch.allclose(made, expected, atol=1e-6) for made, expected in seen)
+    picture = Prior("splitsum", LIGHT)(SAMPLE.gbuffer, CAMERA, torch.eye(3).expand(6, 3, 3))
+    assert (frames[0.02] - picture).abs().mean() < (frames[0.0] - picture).abs().mean()
     with pytest.raises(InputError, match="residual_noise 2"):
         wrong = save_model(tmp_path / "wrong", "forward", conditions=len(GROUPS) + 1, residual_noise=2, **settings)
         load_forward(wrong, device="cpu", prior=Prior)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from models_random import GROUPS, save_model, save_shared_model
 from synthetic import synthetic_clip
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from diffusion_renderer.cli import main
 from diffusion_renderer.core.encoding import encode_buffer
@@ -115,16 +116,17 @@ def test_noise_is_told_from_what_there_is_to_add() -> None:
         name: replace(clip, clip=replace(clip.clip, frames=0.3 + 0.4 * clip.clip.frames)) for name, clip in clips().items()
     }
 
-    def layers(clip: Sample, noise: float) -> tuple[Tensor, Tensor]:
-        shown = clip.clip.frames
-        added = 0.2 * (torch.arange(16) < 4).float().expand_as(shown)
-        return shown - added, added + noise * random(*shown.shape, seed=1)
+    def shown(clip: Sample, noise: float) -> Callable[[float], Tensor]:
+        frames = clip.clip.frames
+        added = 0.2 * (torch.arange(16) < 4).float().expand_as(frames)
+        told = added + noise * random(*frames.shape, seed=1)
+        return lambda threshold: frames - added + softshrink(told, threshold)
 
-    (noisy,) = fit_noise(lambda clip: layers(clip, 0.01), known.values())
+    (noisy,) = fit_noise(lambda clip: shown(clip, 0.01), known.values())
     assert noisy.accepted and 0.005 <= noisy.fits[0] <= 0.02 and noisy.after > noisy.before + 0.5
-    (clean,) = fit_noise(lambda clip: layers(clip, 0.0), known.values(), current=0.02)
+    (clean,) = fit_noise(lambda clip: shown(clip, 0.0), known.values(), current=0.02)
     assert clean.accepted and clean.fits == (0.0,)
-    (right,) = fit_noise(lambda clip: layers(clip, 0.01), known.values(), current=noisy.fits[0])
+    (right,) = fit_noise(lambda clip: shown(clip, 0.01), known.values(), current=noisy.fits[0])
     assert not right.accepted
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from diffusion_renderer.core.encoding import may_be_relative, surface_mask
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
-from diffusion_renderer.core.resize import Fit
+from diffusion_renderer.core.resize import Fit, resize
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import EnvironmentImages, environment_images
 from diffusion_renderer.models import CONCATENATED, Checkpoint, LightInput, LightReader
 from diffusion_renderer.models.attention import Projections, kept_projections
+from diffusion_renderer.pipelines.change import Drawn, guided_change
 from diffusion_renderer.pipelines.diffusion import (
     DiffusionRenderer,
     Tick,
@@ -136,9 +137,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
 
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
         # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
-        shown: dict[int, tuple[Tensor, Tensor]] = {}
+        shown: dict[int, Drawn] = {}
         made_already, relative = gbuffer.size == call.fit.inner, may_be_relative(lit.depth_range)
-        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown if made_already else None), call.read)
+        condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
         width, height = (side // self.codec.factor for side in call.fit.padded)
         shape, needed = (self.codec.channels, height, width), 0
@@ -160,14 +161,14 @@ class DiffusionForwardRenderer(DiffusionRenderer):
 
         def images(chunk: slice, part: GBuffer | None) -> Tensor:
             if not self.settings.residual:
-                return self._images(made[chunk], call.fit)
+                return call.fit.undo(self._decoded(made[chunk]))
             # The picture's latents are the last ones of the condition, scaled as `decode` takes them.
             start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
-            change = self._images(start + made[chunk], call.fit) - self._images(start, call.fit)
-            if part is not None:
-                return self.changed(lit.pictures(part, chunk, part.size)[0], change * surface_mask(part, relative), relative)
-            pictures, masks = map(torch.stack, zip(*(shown[n] for n in range(chunk.start, chunk.stop)), strict=True))
-            return self.changed(pictures, change * masks, relative)
+            change = call.fit.unpad(self._decoded(start + made[chunk]) - self._decoded(start))
+            small = Drawn.stack([shown[frame] for frame in range(chunk.start, chunk.stop)])
+            large = small if part is None else Drawn(lit.pictures(part, chunk, part.size)[0], _surface(part, relative))
+            # From estimated buffers pictures are farther off than the network's noise: nothing is taken for that.
+            return self.changed(change, small, large, 0.0 if relative else self.settings.residual_noise)
 
         parts = repeat(None) if made_already or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
@@ -181,22 +182,18 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             call.used(chunk.stop)
 
     def changed(
-        self,
-        pictures: Float[Tensor, "frames 3 height width"],
-        change: Float[Tensor, "frames 3 height width"],
-        relative: bool = False,
+        self, change: Float[Tensor, "frames 3 h w"], small: Drawn, large: Drawn, noise: float
     ) -> Float[Tensor, "frames 3 height width"]:
-        """What a residual model makes of the classical pictures: with its change, less what is taken for its noise.
+        """What a residual model makes of the classical pictures ``large``: with its change, less what is taken for ``noise``.
 
-        The background is the panorama itself in such a picture: the caller leaves it alone.
-
-        From estimated buffers, which ``relative`` depth tells, pictures are farther off than that noise: nothing is taken off.
+        The change is at the size of ``small`` and filtered (see `pipelines.change`). What lies behind the surfaces is the
+        panorama itself in such a picture, and is left alone.
         """
-        return pictures + (change if relative else F.softshrink(change, self.settings.residual_noise))
+        return large.frames + guided_change(F.softshrink(change, noise), small, large)
 
-    def _images(self, latents: Float[Tensor, "frames channels _h _w"], fit: Fit) -> Float[Tensor, "frames 3 height width"]:
-        """Decoded, at the G-buffers' size, on the CPU."""
-        return fit.undo(self.decode(latents).to(device="cpu", dtype=torch.float32))
+    def _decoded(self, latents: Float[Tensor, "frames channels _h _w"]) -> Float[Tensor, "frames 3 height width"]:
+        """Images at the network's size, padding included, on the CPU."""
+        return self.decode(latents).to(device="cpu", dtype=torch.float32)
 
     def denoise(
         self,
@@ -282,7 +279,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         return pictures
 
     def _encode_gbuffer(
-        self, gbuffer: GBufferSource, lit: _Lit, call: Call, shown: dict[int, tuple[Tensor, Tensor]] | None
+        self, gbuffer: GBufferSource, lit: _Lit, call: Call, shown: dict[int, Drawn]
     ) -> Iterator[Float[Tensor, "frames channels _h _w"]]:
         """Latents of all groups and pictures, concatenated, a piece at a time, from frame ``call.read`` on.
 
@@ -294,9 +291,9 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         for chunk in gbuffer[call.read :].chunks(self.codec.chunk):
             images = [call.fit.apply(pack_image(chunk, group, lit.depth_range)) for group in self.settings.groups]
             drawn = lit.pictures(chunk, slice(done, done + len(chunk)), call.fit.inner)
-            if shown is not None and self.settings.residual:
-                masks = surface_mask(chunk, may_be_relative(lit.depth_range)).cpu()
-                shown.update(zip(range(done, done + len(chunk)), zip(drawn[0], masks, strict=True), strict=True))
+            if self.settings.residual:
+                seen = resize(_surface(chunk, may_be_relative(lit.depth_range)), call.fit.inner)
+                shown.update(zip(range(done, done + len(chunk)), Drawn(drawn[0], seen).frame_by_frame(), strict=True))
             images += map(padded.apply, drawn)
             latents = torch.cat([self.encode(image) for image in images], dim=1)
             done += len(chunk)
@@ -314,6 +311,11 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         if bool((lit.rotations == lit.rotations[:1]).all()):
             return latents(lit.rotations[:1])
         return HeldFrames((latents(lit.rotations[chunk]) for chunk in self.chunks(call.frames, call.read)), call.read)
+
+
+def _surface(gbuffer: GBuffer, relative: bool) -> Float[Tensor, "frames 1 height width"]:
+    """1 where a surface is seen, else 0; on the CPU."""
+    return surface_mask(gbuffer, relative).float().cpu()
 
 
 @dataclass(frozen=True)

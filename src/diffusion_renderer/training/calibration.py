@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from diffusion_renderer.pipelines import (
     default_dtype,
     read_settings,
 )
+from diffusion_renderer.pipelines.change import Drawn
 from diffusion_renderer.pipelines.depth import surface_weight
 from diffusion_renderer.pipelines.inverse import calibrated
 from diffusion_renderer.pipelines.settings import CALIBRATED
@@ -41,8 +41,8 @@ from diffusion_renderer.render import Prior
 from diffusion_renderer.training.data.held_out import HeldOut
 from diffusion_renderer.training.data.samples import complete, defined_pixels
 
-#: Classical pictures of a clip, and what is to be added to them: "frames 3 height width" each.
-Layers = tuple[Tensor, Tensor]
+#: Frames of a clip, "frames 3 height width", as they are with a threshold.
+Shown = Callable[[float], Tensor]
 #: What leaves a buffer as it is.
 IDENTITY = (1.0, 0.5)
 #: Clips that a fit and its test need at least, together.
@@ -178,13 +178,13 @@ def fit_pair(clips: Sequence[_Pixels]) -> tuple[float, float]:
 
 
 def fit_noise(
-    layers: Callable[[Sample], Layers], clips: Iterable[Sample], current: float = 0.0, progress: Progress | None = None
+    shown: Callable[[Sample], Shown], clips: Iterable[Sample], current: float = 0.0, progress: Progress | None = None
 ) -> tuple[Fitted, ...]:
     """The threshold of `THRESHOLDS` with the highest PSNR, mean over the clips.
 
     Parameters
     ----------
-    layers : makes, of a clip's true buffers and light, the classical pictures and what is to be added to them.
+    shown : renders a clip of its true buffers under its light once, and gives the frames with any threshold.
     current : the threshold that the model has; what fits must be better.
 
     Nothing where fewer than `LEAST_CLIPS` clips have all that it takes.
@@ -193,8 +193,8 @@ def fit_noise(
     scores = []
     for clip in _told(clips, progress, "fitting noise"):
         if complete(clip):
-            pictures, change = layers(clip)
-            scores.append([_psnr(pictures + F.softshrink(change, threshold), clip) for threshold in tried])
+            frames = shown(clip)
+            scores.append([_psnr(frames(threshold), clip) for threshold in tried])
     if len(scores) < LEAST_CLIPS:
         return ()
     table = torch.tensor(scores)
@@ -222,7 +222,7 @@ def _fit(checkpoint: Checkpoint, held: HeldOut, progress: Progress | None) -> tu
     if not settings.residual:
         return ()
     forward = _Recorder(checkpoint, Prior)
-    return _required(fit_noise(forward.layers, held, settings.residual_noise, progress), {"residual_noise"}, held)
+    return _required(fit_noise(forward.shown, held, settings.residual_noise, progress), {"residual_noise"}, held)
 
 
 def _renderers(model: Path) -> dict[Kind, Path]:
@@ -260,16 +260,17 @@ def _required(fitted: tuple[Fitted, ...], wanted: set[str], held: HeldOut) -> tu
 class _Recorder(DiffusionForwardRenderer):
     """Keeps what it adds to what, so that one render serves every threshold."""
 
-    def layers(self, clip: Sample) -> Layers:
-        """The classical pictures of a clip from its true buffers, and the change before anything is taken for noise."""
-        self._kept: list[Layers] = []
+    def shown(self, clip: Sample) -> Shown:
+        """The frames of a clip from its true buffers, with any threshold."""
+        kept: list[tuple[Tensor, Drawn, Drawn]] = []
+        self._kept = kept
         self(clip.gbuffer, clip.environment, camera=clip.camera, rotations=clip.lookup)
-        pictures, change = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
-        return pictures, change
+        changed = super().changed
+        return lambda threshold: torch.cat([changed(*each, threshold) for each in kept])
 
-    def changed(self, pictures: Tensor, change: Tensor, relative: bool = False) -> Tensor:
-        self._kept.append((pictures, change))
-        return super().changed(pictures, change, relative)
+    def changed(self, change: Tensor, small: Drawn, large: Drawn, noise: float) -> Tensor:
+        self._kept.append((change, small, large))
+        return super().changed(change, small, large, noise)
 
 
 def _told(clips: Iterable[Sample], progress: Progress | None, what: str) -> Iterable[Sample]:

@@ -1,0 +1,76 @@
+"""What a residual model adds to a picture: along the picture, on surfaces only, without the grid of its latents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusion_renderer.core.resize import resize
+from diffusion_renderer.pipelines.change import Drawn, guided_change
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(frames: torch.Tensor, surface: torch.Tensor | None = None) -> Drawn:
+    return Drawn(frames, torch.ones_like(frames[:, :1]) if surface is None else surface)
+
+
+def half() -> torch.Tensor:
+    """Surface on the left."""
+    return (torch.arange(48) < 24).float().expand(1, 1, 32, 48)
+
+
+def test_nothing_stays_nothing() -> None:
+    picture = drawn(noise(2, 3, 32, 48))
+    assert torch.equal(guided_change(torch.zeros(2, 3, 32, 48), picture, picture), torch.zeros(2, 3, 32, 48))
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_what_lies_behind_neither_changes_nor_counts(scale: int) -> None:
+    """An even change of the surface stays as it is up to its outline, whatever stands beside it."""
+    surface, picture = half(), noise(1, 3, 32, 48)
+    large = Drawn(resize(picture, (48 * scale, 32 * scale)), surface.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
+    change = torch.where(surface > 0, 0.1, 7.0).expand(1, 3, 32, 48)
+    found = guided_change(change, Drawn(picture, surface), large)
+    assert torch.equal(found * (1 - large.surface), torch.zeros_like(found))
+    # Rounding of means and their quotients: measured 2e-7.
+    assert torch.allclose(found[..., : 24 * scale], torch.tensor(0.1), atol=1e-5)
+
+
+def test_a_line_in_the_pictures_brightness_is_kept() -> None:
+    """The lit side darker, the shaded side brighter: straight in the picture, up to what counts as even (1 % of the slope)."""
+    picture = drawn(noise(1, 1, 32, 48).expand(1, 3, 32, 48))
+    change = (0.2 - 0.3 * picture.frames) * torch.tensor([1.0, 0.5, 0.0])[:, None, None]
+    found = guided_change(change, picture, picture)
+    assert (found - change).abs().max() < 0.01 * change.abs().max()
+
+
+def test_a_grid_on_an_even_surface_is_smoothed_and_an_edge_of_the_picture_kept() -> None:
+    grid = 0.05 * ((torch.arange(64) // 4 % 2) * 2.0 - 1).expand(1, 3, 64, 64)
+    even = drawn(torch.full((1, 3, 64, 64), 0.5))
+    inner = (..., slice(12, -12), slice(12, -12))
+    assert guided_change(grid, even, even)[inner].abs().mean() < 0.2 * grid.abs().mean()
+    edge = (torch.arange(64) >= 32).float().expand(1, 3, 64, 64)
+    shown = drawn(0.3 + 0.4 * edge)
+    found = guided_change(0.1 * edge, shown, shown)
+    step = found[..., 32] - found[..., 31]
+    assert (step > 0.09).all()
+
+
+def test_edges_are_those_of_the_large_picture() -> None:
+    """A soft edge of the change, made at a quarter of the size, falls on the picture's sharp one."""
+    sharp = 0.3 + 0.4 * (torch.arange(128) >= 66).float().expand(1, 3, 64, 128)
+    small = resize(sharp, (32, 16))
+    found = guided_change(0.25 * (small - 0.3), drawn(small), drawn(sharp))
+    assert (found[..., 66] - found[..., 65] > 0.08).all() and found[..., 60:65].max() < 0.02
+
+
+def test_frames_do_not_touch_each_other() -> None:
+    picture, change = noise(3, 3, 32, 48), noise(3, 3, 32, 48, seed=1) - 0.5
+    together = guided_change(change, drawn(picture), drawn(picture))
+    alone = torch.cat(
+        [guided_change(change[i : i + 1], drawn(picture[i : i + 1]), drawn(picture[i : i + 1])) for i in range(3)]
+    )
+    assert torch.allclose(together, alone, atol=1e-6)
