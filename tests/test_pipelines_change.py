@@ -70,7 +70,6 @@ def test_edges_are_those_of_the_large_picture() -> None:
 def test_frames_do_not_touch_each_other() -> None:
     picture, change = noise(3, 3, 32, 48), noise(3, 3, 32, 48, seed=1) - 0.5
     together = guided_change(change, drawn(picture), drawn(picture))
-    alone = torch.cat(
-        [guided_change(change[i : i + 1], drawn(picture[i : i + 1]), drawn(picture[i : i + 1])) for i in range(3)]
-    )
+    pairs = zip(change.split(1), map(drawn, picture.split(1)), strict=True)
+    alone = torch.cat([guided_change(one, shown, shown) for one, shown in pairs])
     assert torch.allclose(together, alone, atol=1e-6)

@@ -1,9 +1,9 @@
 """What a residual model adds to a classical picture, without the grain of its latents.
 
-The change comes out of latents of several pixels, at the size that the network sees: on even surfaces it shows their grid, and its
-edges are soft. The picture knows where light and surfaces change. So nearby the change is taken for a straight line in the picture's
-brightness (guided filter; He, Sun and Tang 2013), whose slope and offset are enlarged and read with the large picture (He and Sun
-2015, "Fast Guided Filter"). docs/performance.md has what was measured.
+The change comes out of latents of several pixels, at the size that the network sees: on even surfaces it shows their grid, and
+its edges are soft. The picture knows where light and surfaces change. So nearby the change is taken for a straight line in the
+picture's brightness (guided filter; He, Sun and Tang 2013), whose slope and offset are enlarged and read with the large picture
+(He and Sun 2015, "Fast Guided Filter"). LOG.md has what was measured.
 
 It cannot keep what has nothing to do with the picture's brightness and is smaller than the reach: a small shadow on an even
 floor that the picture does not show becomes softer.
@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusion_renderer.core.resize import resize
 from diffusion_renderer.pipelines.guided import smoothed
 
-#: Standard deviation of the filter's reach, pixels of the working size. 2 to 4 are as good, to 0.01 dB; see docs/performance.md.
+#: Standard deviation of the filter's reach, pixels of the working size. 2 to 4 are as good, to 0.01 dB.
 REACH = 3.0
 #: Variance of the picture's brightness (sRGB) below which it is taken to be even: the change is then its mean.
 EVEN = 1e-4
