@@ -67,6 +67,19 @@ def test_edges_are_those_of_the_large_picture() -> None:
     assert (found[..., 66] - found[..., 65] > 0.08).all() and found[..., 60:65].max() < 0.02
 
 
+def test_details_that_the_network_has_not_seen_keep_their_contrast() -> None:
+    """A fine pattern on a ramp that the change flattens: the pattern is flattened with it, or left as it is."""
+    ramp = torch.linspace(0.2, 0.8, 128).expand(1, 3, 64, 128)
+    shown = drawn(ramp + 0.05 * (-1.0) ** torch.arange(128))
+    small = drawn(resize(ramp, (32, 16)))
+    change = 0.5 * (0.5 - small.frames)
+    contrast = {
+        sharp: (shown.frames + guided_change(change, small, shown, sharp)).diff(dim=-1).abs().mean() for sharp in (True, False)
+    }
+    # Half of 0.1, and 0.1, with the ramp's own differences in them.
+    assert contrast[True] == pytest.approx(0.05, abs=0.004) and contrast[False] == pytest.approx(0.1, abs=0.004)
+
+
 def test_frames_do_not_touch_each_other() -> None:
     picture, change = noise(3, 3, 32, 48), noise(3, 3, 32, 48, seed=1) - 0.5
     together = guided_change(change, drawn(picture), drawn(picture))

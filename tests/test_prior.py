@@ -175,8 +175,9 @@ def test_small_differences_are_taken_for_noise(tmp_path: Path) -> None:
     seen: list[tuple[torch.Tensor, ...]] = []
 
     class Watched(DiffusionForwardRenderer):
-        def changed(self, change: torch.Tensor, small: Drawn, large: Drawn, noise: float) -> torch.Tensor:
-            made = super().changed(change, small, large, noise)
+        def changed(self, change: torch.Tensor, small: Drawn, large: Drawn, noise: float, sharp: bool = True) -> torch.Tensor:
+            assert sharp, "of metric depth"
+            made = super().changed(change, small, large, noise, sharp)
             smaller = change.sign() * (change.abs() - noise).clamp_min(0)
             seen.append((made, large.frames + guided_change(smaller, small, large)))
             return made

@@ -50,13 +50,16 @@ class Drawn:
 
 
 def guided_change(
-    change: Float[Tensor, "frames 3 h w"], small: Drawn, large: Drawn
+    change: Float[Tensor, "frames 3 h w"], small: Drawn, large: Drawn, sharp: bool = True
 ) -> Float[Tensor, "frames 3 _height _width"]:
     """The change at the size of ``large``, along what is bright and dark in it; 0 where it shows no surface.
 
     Parameters
     ----------
     change : differences of sRGB values at the size of ``small``, the same pictures at the network's size.
+    sharp : the lines are read with ``large``, so that the change's edges are as sharp as that is. Without, they are read with
+        ``small`` and the result is enlarged: where the change darkens what is bright, lines would take the contrast from
+        details that the network has not seen, which are paint and not light.
     """
     surface, guide = small.surface, small.brightness
     share = smoothed(surface, REACH).clamp_min(1e-3)
@@ -69,6 +72,9 @@ def guided_change(
     variance = (mean(guide * guide) - middle * middle).clamp_min(0.0)
     slope = (mean(guide * change) - middle * level) / (variance + EVEN)
     lines = mean(torch.cat((slope, level - slope * middle), dim=1))
-    height, width = large.frames.shape[-2:]
-    slope, offset = resize(lines, (width, height)).chunk(2, dim=1)
+    size = (large.frames.shape[-1], large.frames.shape[-2])
+    if not sharp:
+        slope, offset = lines.chunk(2, dim=1)
+        return resize(slope * guide + offset, size) * large.surface
+    slope, offset = resize(lines, size).chunk(2, dim=1)
     return (slope * large.brightness + offset) * large.surface

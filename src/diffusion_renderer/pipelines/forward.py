@@ -168,7 +168,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             small = Drawn.stack([shown[frame] for frame in range(chunk.start, chunk.stop)])
             large = small if part is None else Drawn(lit.pictures(part, chunk, part.size)[0], _surface(part, relative))
             # From estimated buffers pictures are farther off than the network's noise: nothing is taken for that.
-            return self.changed(change, small, large, 0.0 if relative else self.settings.residual_noise)
+            return self.changed(change, small, large, 0.0 if relative else self.settings.residual_noise, sharp=not relative)
 
         parts = repeat(None) if made_already or not self.settings.residual else gbuffer[call.begin :].chunks(self.codec.chunk)
         for chunk, part in zip(self.chunks(call.frames, call.begin), parts, strict=False):
@@ -182,14 +182,14 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             call.used(chunk.stop)
 
     def changed(
-        self, change: Float[Tensor, "frames 3 h w"], small: Drawn, large: Drawn, noise: float
+        self, change: Float[Tensor, "frames 3 h w"], small: Drawn, large: Drawn, noise: float, sharp: bool = True
     ) -> Float[Tensor, "frames 3 height width"]:
         """What a residual model makes of the classical pictures ``large``: with its change, less what is taken for ``noise``.
 
         The change is at the size of ``small`` and filtered (see `pipelines.change`). What lies behind the surfaces is the
         panorama itself in such a picture, and is left alone.
         """
-        return large.frames + guided_change(F.softshrink(change, noise), small, large)
+        return large.frames + guided_change(F.softshrink(change, noise), small, large, sharp)
 
     def _decoded(self, latents: Float[Tensor, "frames channels _h _w"]) -> Float[Tensor, "frames 3 height width"]:
         """Images at the network's size, padding included, on the CPU."""

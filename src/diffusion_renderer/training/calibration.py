@@ -262,15 +262,15 @@ class _Recorder(DiffusionForwardRenderer):
 
     def shown(self, clip: Sample) -> Shown:
         """The frames of a clip from its true buffers, with any threshold."""
-        kept: list[tuple[Tensor, Drawn, Drawn]] = []
+        kept: list[tuple[Tensor, Drawn, Drawn, bool]] = []
         self._kept = kept
         self(clip.gbuffer, clip.environment, camera=clip.camera, rotations=clip.lookup)
         changed = super().changed
-        return lambda threshold: torch.cat([changed(*each, threshold) for each in kept])
+        return lambda threshold: torch.cat([changed(change, *pair, threshold, sharp) for change, *pair, sharp in kept])
 
-    def changed(self, change: Tensor, small: Drawn, large: Drawn, noise: float) -> Tensor:
-        self._kept.append((change, small, large))
-        return super().changed(change, small, large, noise)
+    def changed(self, change: Tensor, small: Drawn, large: Drawn, noise: float, sharp: bool = True) -> Tensor:
+        self._kept.append((change, small, large, sharp))
+        return super().changed(change, small, large, noise, sharp)
 
 
 def _told(clips: Iterable[Sample], progress: Progress | None, what: str) -> Iterable[Sample]:
