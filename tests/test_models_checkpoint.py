@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.models import Checkpoint, LoraNetwork, UNetCustomSpatioTemporalConditionModel, load_checkpoint
-from diffusion_renderer.models.lora import KEPT_VIEWS
+from diffusion_renderer.models.lora import FUSED_BYTES, KEPT_VIEWS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TIME_IDS = torch.tensor([[6.0, 127.0, 0.0]])
@@ -177,6 +177,14 @@ def merged(adapter: Path, scale: float) -> UNetCustomSpatioTemporalConditionMode
     return unet
 
 
+@pytest.fixture(params=[0, FUSED_BYTES], ids=["shared weights", "copied weights"])
+def copied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the adapter's change is added to a copy's weights, as of small networks, or made beside shared ones."""
+    monkeypatch.setattr("diffusion_renderer.models.lora.FUSED_BYTES", request.param)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("copied")
 def test_convolutions_are_adapted_too(tmp_path: Path) -> None:
     """In two and three dimensions; down with the layer's kernel, up with one pixel. Keys as peft writes them."""
     unet, reference = random_unet("inverse"), random_unet("inverse")
@@ -196,6 +204,7 @@ def test_convolutions_are_adapted_too(tmp_path: Path) -> None:
     torch.testing.assert_close(found, output(reference), rtol=0, atol=5e-5)
 
 
+@pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize("scale", [0.25, 1.0, -2.0])
 def test_lora_is_a_change_of_weights(tmp_path: Path, scale: float) -> None:
     unet = random_unet("inverse")
@@ -207,7 +216,7 @@ def test_lora_is_a_change_of_weights(tmp_path: Path, scale: float) -> None:
     torch.testing.assert_close(found, output(merged(adapter, scale)), rtol=0, atol=5e-5)
 
 
-def test_lora_scales_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_lora_scales_do_not_disturb_each_other(tmp_path: Path, copied: bool) -> None:
     unet = random_unet("inverse")
     before = output(unet)
     flags = [p.requires_grad for p in unet.parameters()]
@@ -220,8 +229,16 @@ def test_lora_scales_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert torch.equal(output(lora.at_scale(0.5)), expected)
     assert lora.at_scale(0.0) is unet and torch.equal(output(unet), before)
     assert [p.requires_grad for p in unet.parameters()] == flags
-    # The views share the weights.
-    assert half.conv_in.weight is unet.conv_in.weight
+    # Views share the weights.
+    assert (half.conv_in.weight is unet.conv_in.weight) != copied
+
+
+def test_every_scale_is_prepared_once(tmp_path: Path) -> None:
+    lora, seen = LoraNetwork(random_unet("inverse"), save_lora(tmp_path, random_unet("inverse"))), []
+    lora.prepare = seen.append
+    first, second = lora.at_scale(0.5), lora.at_scale(1.0)
+    assert lora.at_scale(0.5) is first and lora.at_scale(0.0) is lora.network
+    assert len(seen) == 2 and seen[0] is first and seen[1] is second
 
 
 def test_lora_alpha_and_new_key_names(tmp_path: Path) -> None:

@@ -83,6 +83,18 @@ def test_compiling_replaces_the_networks_and_keeps_the_result(light: bool) -> No
     assert not renderer.unet.forward.failed
 
 
+def test_every_scale_of_an_adapter_is_compiled_when_it_is_first_used() -> None:
+    renderer = renderer_of(unet=nn.Linear(3, 3), vae=SimpleNamespace(decoder=nn.Linear(3, 3)))
+    renderer.codec, renderer.unet.device = SimpleNamespace(small=None), torch.device("cpu")
+    renderer.checkpoint.lora = SimpleNamespace(prepare=None)
+    compiled(renderer, pytest.fail, backend="eager")
+    scaled, inputs = nn.Linear(3, 3), torch.rand(2, 3)
+    expected = scaled(inputs)
+    renderer.checkpoint.lora.prepare(scaled)
+    assert isinstance(scaled.forward, Compiled) and isinstance(renderer.unet.forward, Compiled)
+    assert torch.equal(scaled(inputs), expected) and not scaled.forward.failed
+
+
 @torch.no_grad()
 def test_channels_last_decodes_the_same() -> None:
     vae, latents = random_vae(), torch.rand(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -87,17 +87,23 @@ def compiled(renderer: Renderer, say: Say | None = None, backend: str = "inducto
     """A renderer whose UNet and decoder are compiled by ``torch.compile`` at their first call, for every size anew.
 
     Where compiling or running the compiled network fails, the plain one takes over for good, and ``say`` is told in one line
-    (default: printed on stderr). On CUDA the compiled networks are replayed as CUDA graphs. Renderers that are not diffusion
-    models are returned as they are, and so is one with a LoRA, whose scales are networks of their own.
+    (default: printed on stderr). On CUDA the compiled networks are replayed as CUDA graphs. The scales of a LoRA are networks
+    of their own, each compiled when it is first used. Renderers that are not diffusion models are returned as they are.
     """
-    if not isinstance(renderer, DiffusionRenderer) or renderer.checkpoint.lora is not None:
+    if not isinstance(renderer, DiffusionRenderer):
         return renderer
     tell = say or partial(print, file=sys.stderr, flush=True)
     options = {"mode": "reduce-overhead"} if renderer.unet.device.type == "cuda" else {}
     decoder = renderer.checkpoint.vae.decoder if renderer.codec.small is None else renderer.codec.small
-    for network in (renderer.unet, decoder):
+
+    def compile_network(network: nn.Module) -> None:
         plain = network.forward
         network.forward = Compiled(plain, torch.compile(plain, backend=backend, dynamic=False, **options), tell)
+
+    for network in (renderer.unet, decoder):
+        compile_network(network)
+    if renderer.checkpoint.lora is not None:
+        renderer.checkpoint.lora.prepare = compile_network
     return renderer
 
 
