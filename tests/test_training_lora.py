@@ -212,6 +212,9 @@ def test_training_goes_on_from_an_adapter_of_any_layers_and_ranks(run: Path, dat
     assert torch.equal(made.network.layers["conv_in"].lora_A["default"].weight, saved["unet.conv_in.lora_A.weight"])
     with pytest.raises(InputError, match="ranks from 1 to 3"):
         ForwardStage(SMALL, load_vae(run), data, options(out, 1, lora_rank=3))
+    save_file({"unet.conv_in.lora.down.weight": torch.zeros(3, 1)}, out / "forward/lora" / WEIGHTS_NAME)
+    with pytest.raises(InputError, match="lora_A"):
+        ForwardStage(SMALL, load_vae(run), data, options(out, 1))
     AdaptedUNet(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"0": 1}).save(out / "forward/lora")
     with pytest.raises(InputError, match="one of 0"):
         ForwardStage(SMALL, load_vae(run), data, options(out, 1))

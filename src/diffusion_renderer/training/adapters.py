@@ -140,6 +140,10 @@ def saved_ranks(folder: Path) -> dict[str, int] | None:
             halves = {key: file.get_slice(key).get_shape()[0] for key in file.keys() if ".lora_A." in key}
     except (SafetensorError, OSError) as error:
         raise InputError(f"an adapter in {path}", str(error), "copy it again, or use another --out") from error
+    if not halves:
+        raise InputError(
+            f"keys like unet.<layer>.lora_A.weight in {path}", "none", "save the adapter as peft does, or remove it"
+        )
     return {key.removeprefix("unet.").removesuffix(".lora_A.weight"): rank for key, rank in halves.items()}
 
 
