@@ -77,7 +77,7 @@ class DistillStage:
         if not any(unet.glob("diffusion_pytorch_model*.safetensors")):
             advice = f"run `diffusion-renderer train {options.teacher}` first"
             raise InputError(f"a trained teacher in {unet}", "none", advice)
-        # A rank of 0: real clips, and the adapter that they train, play no part here.
+        # A rank of 0: clips with estimated buffers, and the adapter that they train, play no part here.
         self.base = TEACHERS[options.teacher](preset, vae, data, replace(options, lora_rank=0))
         self.lessons = copy.copy(self.base)
         self.lessons.varied = True
