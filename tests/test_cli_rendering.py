@@ -121,6 +121,14 @@ def test_forward_on_the_buffers_of_inverse_equals_relight(run, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_a_network_that_shades_nothing_is_given_normals_as_they_are(run, tmp_path, monkeypatch):
+    asked = []
+    opened = dr.io.open_gbuffer
+    monkeypatch.setattr(dr.io, "open_gbuffer", lambda *path, **options: asked.append(options) or opened(*path, **options))
+    assert run("relight", "shot.mp4", "--light", "sun.exr", "-o", tmp_path, "--format", "png") == 0
+    assert asked == [{"smooth_normals": False}]
+
+
 def test_the_light_options_reach_the_picture(run, tmp_path):
     assert run("inverse", "shot.mp4", "-o", tmp_path / "g") == 0
     pictures = []

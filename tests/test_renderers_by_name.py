@@ -80,6 +80,25 @@ def test_relight_with_a_classical_renderer(shot: Path) -> None:
     assert Clip.read(shot / "out" / "still_sky").frames.shape == (1, 3, 32, 32)
 
 
+def test_eight_bit_normals_leave_no_steps_in_the_picture(tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 256).expand(1, 1, 128, 256)
+    normal = torch.nn.functional.normalize(torch.cat((0.04 * x, 0 * x, torch.ones_like(x)), dim=1), dim=1)
+    one = torch.ones_like(x)
+    plane = GBuffer(one.expand(-1, 3, -1, -1), normal, 0.5 * one, 0.1 * one, one, name="plane")
+    stripes = (torch.arange(64) % 8 < 4).float().expand(3, 32, 64)
+    EnvironmentMap(stripes).write(tmp_path / "sky.exr")
+    pictures = {}
+    for suffix in ("exr", "png"):
+        plane.write(tmp_path / suffix, formats=(suffix,))
+        command = ["forward", str(tmp_path / suffix), "--light", str(tmp_path / "sky.exr"), "--model", "splitsum"]
+        assert main([*command, "-o", str(tmp_path / "out" / suffix), "--format", "exr"]) == 0
+        pictures[suffix] = Clip.read(tmp_path / "out" / suffix / "plane_sky").frames
+    as_stored = load_forward("splitsum")(GBuffer.read(tmp_path / "png" / "plane"), EnvironmentMap.read(tmp_path / "sky.exr"))
+    stairs, smooth = ((each - pictures["exr"]).square().mean().sqrt() for each in (as_stored.frames, pictures["png"]))
+    # Measured: 0.016 as the file has it, 0.003 without steps.
+    assert smooth < 0.4 * stairs
+
+
 def test_names_are_known_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"tiny", "splitsum", "ssrt", "pathtrace"} <= set(FORWARD_NAMES)
     for name, kind, said in (

@@ -61,7 +61,7 @@ def run_forward(options: Forward, progress: Progress) -> None:
         pending = [(result, light) for result, light in zip(results, lights, strict=True) if not session.is_complete(result)]
         if not pending:
             return
-        gbuffer = played(io.open_gbuffer(paths[index]), shot)
+        gbuffer = played(session.open_buffers(paths[index]), shot)
         for result, light in pending:
             session.make_relit(gbuffer, result, light, options, shot)
 
@@ -113,7 +113,7 @@ def relight_clip(session: Session, path: Path, source: Result, tasks: Sequence[T
     if not complete or (pending and not has_frames):
         gbuffer = session.make_gbuffers(path, source, [task.shot for task in tasks], keep=bool(pending) and not has_frames)
     if pending and has_frames:
-        gbuffer = replace(io.open_gbuffer(session.out / source.name), name=source.name)
+        gbuffer = replace(session.open_buffers(session.out / source.name), name=source.name)
     for result, task in pending:
         session.make_relit(gbuffer, result, task.light, task.lighting, task.shot)
 

@@ -31,6 +31,7 @@ from diffusion_renderer.editing import (
 from diffusion_renderer.io.background import BackgroundWriter
 from diffusion_renderer.models import Kind
 from diffusion_renderer.pipelines.diffusion import DiffusionRenderer
+from diffusion_renderer.render import RENDERERS
 
 KINDS: tuple[Kind, Kind] = ("inverse", "forward")
 #: Formats that hold every frame of a G-buffer, so that it can be read back.
@@ -171,6 +172,15 @@ class Session:
         run.end()
         self._report(result.name, "*")
         return GBuffer.join(kept, len(clip)) if keep else None
+
+    def open_buffers(self, path: Path) -> io.GBufferFiles:
+        """G-buffers that the forward renderer is to be given.
+
+        Where it shades them, steps of 8-bit normals are smoothed. The published networks are given what is in the files.
+        """
+        classical = self.models.forward_name in RENDERERS
+        shades = classical or self.renderers.forward.settings.prior is not None
+        return io.open_gbuffer(path, smooth_normals=shades)
 
     def make_relit(self, gbuffer: GBufferSource, result: Result, light: Light, lighting: Lighting, shot: Shot) -> None:
         """Render and write a clip under one light."""

@@ -18,6 +18,7 @@ from diffusion_renderer.core.encoding import decode_buffer
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.types import BUFFER_CHANNELS, BUFFERS, GBuffer
+from diffusion_renderer.io.banding import without_steps
 from diffusion_renderer.io.exr import LAYER_LETTERS, layer, read_exr
 from diffusion_renderer.io.images import in_parallel, read_image, to_tensor
 from diffusion_renderer.io.layout import (
@@ -63,6 +64,7 @@ class GBufferFiles:
     keys : names of the frames, in order.
     files : the files of each frame; empty when there are only videos.
     wanted : buffers to read where they are there.
+    smooth_normals : see `open_gbuffer`.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class GBufferFiles:
     fps: float
     name: str
     first: int = 0
+    smooth_normals: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -121,7 +124,7 @@ class GBufferFiles:
     def read(self, index: slice) -> dict[str, Tensor]:
         """The tensors of some frames, the mask included where it has files."""
         if self.files:
-            tensors = _read_files(self.folder, self.keys[index], self.files[index], self.wanted)
+            tensors = _read_files(self.folder, self.keys[index], self.files[index], self.wanted, self.smooth_normals)
         else:
             tensors = next(self[index]._video_chunks(len(self.keys[index])), {})
         _check_sizes(self.folder, tensors)
@@ -135,8 +138,11 @@ class GBufferFiles:
             yield {name: _from_video(name, part) for name, part in zip(streams, parts, strict=True)}
 
 
-def open_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None) -> GBufferFiles:
+def open_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None, smooth_normals: bool = False) -> GBufferFiles:
     """G-buffers of any length, read a few frames at a time: what `read_gbuffer` reads, as a `core.sources.GBufferSource`.
+
+    ``smooth_normals`` takes the steps of 8 bits out of normals that are to be shaded (`banding.without_steps`); images of more
+    bits, EXR and videos are read as they are.
 
     Raises InputError for unknown buffers and for frames without the file of a buffer that other frames have.
     """
@@ -152,7 +158,9 @@ def open_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None) -> G
         files = tuple(tuple(by_frame[key]) for key in keys)
         for name in wanted:
             _check_complete(folder, name, keys, [any(f.kind in (name, "gbuffer") for f in frame) for frame in files])
-        return GBufferFiles(folder, keys, files, wanted, clip_rate(folder), clip_name(folder))
+        return GBufferFiles(
+            folder, keys, files, wanted, clip_rate(folder), clip_name(folder), smooth_normals=smooth_normals
+        )
     videos = {name: video for name, video in buffer_videos(folder).items() if name in wanted}
     counts = {name: sum(1 for _ in iter_video(video)) for name, video in videos.items()}
     if len(set(counts.values())) > 1:
@@ -181,10 +189,14 @@ def _one_set(path: Path) -> Path:
 
 
 def _read_files(
-    folder: Path, keys: Sequence[str], files: Sequence[Sequence[BufferFile]], wanted: tuple[str, ...]
+    folder: Path,
+    keys: Sequence[str],
+    files: Sequence[Sequence[BufferFile]],
+    wanted: tuple[str, ...],
+    smooth_normals: bool = False,
 ) -> dict[str, Tensor]:
     """All wanted buffers and the mask of some frames."""
-    read = in_parallel(lambda frame: _read_frame(list(frame), wanted), files)
+    read = in_parallel(lambda frame: _read_frame(list(frame), wanted, smooth_normals), files)
     tensors = {}
     for name in (*wanted, "mask"):
         there = [name in frame for frame in read]
@@ -211,7 +223,9 @@ def _check_complete(folder: Path, name: str, keys: Sequence[str], there: Sequenc
         )
 
 
-def _read_frame(files: list[BufferFile], wanted: tuple[str, ...]) -> dict[str, tuple[Tensor, bool]]:
+def _read_frame(
+    files: list[BufferFile], wanted: tuple[str, ...], smooth_normals: bool
+) -> dict[str, tuple[Tensor, bool]]:
     """The buffers of one frame with a flag: True when encoded (PNG and the like), False when linear (EXR)."""
     found: dict[str, tuple[Tensor, bool]] = {}
     for file in sorted(files, key=lambda file: _preference(file), reverse=True):
@@ -222,6 +236,8 @@ def _read_frame(files: list[BufferFile], wanted: tuple[str, ...]) -> dict[str, t
                     found[name] = (_checked(pixels, file.path, name), False)
         elif file.kind in wanted or file.kind == "mask":
             found[file.kind] = _read_one(file)
+    if smooth_normals and (normal := found.get("normal")) and normal[1]:
+        found["normal"] = without_steps(normal[0]), True
     return found
 
 
