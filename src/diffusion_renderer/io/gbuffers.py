@@ -158,9 +158,7 @@ def open_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None, smoo
         files = tuple(tuple(by_frame[key]) for key in keys)
         for name in wanted:
             _check_complete(folder, name, keys, [any(f.kind in (name, "gbuffer") for f in frame) for frame in files])
-        return GBufferFiles(
-            folder, keys, files, wanted, clip_rate(folder), clip_name(folder), smooth_normals=smooth_normals
-        )
+        return GBufferFiles(folder, keys, files, wanted, clip_rate(folder), clip_name(folder), smooth_normals=smooth_normals)
     videos = {name: video for name, video in buffer_videos(folder).items() if name in wanted}
     counts = {name: sum(1 for _ in iter_video(video)) for name, video in videos.items()}
     if len(set(counts.values())) > 1:
@@ -223,9 +221,7 @@ def _check_complete(folder: Path, name: str, keys: Sequence[str], there: Sequenc
         )
 
 
-def _read_frame(
-    files: list[BufferFile], wanted: tuple[str, ...], smooth_normals: bool
-) -> dict[str, tuple[Tensor, bool]]:
+def _read_frame(files: list[BufferFile], wanted: tuple[str, ...], smooth_normals: bool) -> dict[str, tuple[Tensor, bool]]:
     """The buffers of one frame with a flag: True when encoded (PNG and the like), False when linear (EXR)."""
     found: dict[str, tuple[Tensor, bool]] = {}
     for file in sorted(files, key=lambda file: _preference(file), reverse=True):
