@@ -47,13 +47,27 @@ def look_at(eye: Float[Tensor, "3"], target: Float[Tensor, "3"]) -> Float[Tensor
     return pose
 
 
+def vectors(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 3"]:
+    """Vectors from their components, along the last axis, but with each component in one piece of memory.
+
+    On a CPU operations on such vectors, taken apart by ``unbind``, are several times faster than on triples of numbers.
+    """
+    return torch.stack((x, y, z)).movedim(0, -1)
+
+
 def dot(a: Float[Tensor, "*#shape 3"], b: Float[Tensor, "*#shape 3"]) -> Float[Tensor, "... 1"]:
     """Dot products along the last axis, which is kept with size 1.
 
-    Three terms by hand: ``sum`` over so short an axis takes five times as long (262,144 points on a CPU).
+    Three terms by hand: ``sum`` over so short an axis takes several times as long. Fast for `vectors`.
     """
-    x, y, z = (a * b).split(1, dim=-1)
-    return x + y + z
+    (ax, ay, az), (bx, by, bz) = a.unbind(-1), b.unbind(-1)
+    return (ax * bx + ay * by + az * bz)[..., None]
+
+
+def cross(a: Float[Tensor, "*#shape 3"], b: Float[Tensor, "*#shape 3"]) -> Float[Tensor, "... 3"]:
+    """Cross products along the last axis, as `vectors`."""
+    (ax, ay, az), (bx, by, bz) = a.unbind(-1), b.unbind(-1)
+    return vectors(ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
 
 
 def unit(vectors: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:

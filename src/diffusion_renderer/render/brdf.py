@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.geometry import dot
+from diffusion_renderer.core.geometry import cross, dot, unit, vectors
 
 #: Index of refraction of dielectrics; reflects 4% at normal incidence.
 ETA = 1.5
@@ -37,8 +37,29 @@ def evaluate(
     metallic: Float[Tensor, "*#shape 1"],
 ) -> Float[Tensor, "... 3"]:
     """BRDF times ``max(normal . light, 0)``, per steradian; 0 where ``light`` or ``view`` is below the surface."""
-    diffuse = evaluate_diffuse(normal, view, light, basecolor, roughness, metallic)
-    return diffuse + evaluate_specular(normal, view, light, basecolor, roughness, metallic)
+    white, coloured = response(normal, view, light, roughness, metallic)
+    return white + coloured * basecolor
+
+
+def response(
+    normal: Float[Tensor, "*#shape 3"],
+    view: Float[Tensor, "*#shape 3"],
+    light: Float[Tensor, "*#shape 3"],
+    roughness: Float[Tensor, "*#shape 1"],
+    metallic: Float[Tensor, "*#shape 1"],
+) -> tuple[Float[Tensor, "... 1"], Float[Tensor, "... 1"]]:
+    """`evaluate` in the two parts that it has for every colour: it is the first plus the second times the base colour."""
+    nl, nv = dot(normal, light), dot(normal, view)
+    cosine2, sine2, vh = _facets(normal, view, light)
+    alpha, dielectric, edge = alpha_of(roughness), 1 - metallic, schlick_weight(vh)
+    lobe = _ggx(cosine2, sine2, alpha.square()) * nl / (_smith(nl, alpha) * _smith(nv, alpha))
+    diffuse = dielectric * diffuse_shape(nv, nl, vh, roughness) * nl / math.pi
+    white = lobe * (dielectric * fresnel_dielectric(vh) + metallic * edge)
+    coloured = lobe * metallic * (1 - edge) + diffuse
+    above = (nl > 0) & (nv > 0)
+    # A tensor of no dimensions: `where` takes twice as long with a number.
+    zero = nl.new_zeros(())
+    return torch.where(above, white, zero), torch.where(above, coloured, zero)
 
 
 def evaluate_diffuse(
@@ -51,8 +72,7 @@ def evaluate_diffuse(
 ) -> Float[Tensor, "... 3"]:
     """The diffuse lobe alone, as `evaluate`: ``(1 - metallic) basecolor / pi`` times `diffuse_shape` times the cosine."""
     nl, nv = dot(normal, light), dot(normal, view)
-    half, _ = half_vector(view, light)
-    shape = diffuse_shape(nv, nl, dot(half, light), roughness)
+    shape = diffuse_shape(nv, nl, half_vector(view, light)[1], roughness)
     above = (nl > 0) & (nv > 0)
     return torch.where(above, shape * nl / math.pi, 0.0) * (1 - metallic) * basecolor
 
@@ -66,9 +86,9 @@ def evaluate_specular(
     metallic: Float[Tensor, "*#shape 1"],
 ) -> Float[Tensor, "... 3"]:
     """The specular lobe alone, as `evaluate`: ``F D G / (4 n.v)``."""
-    half, vh = half_vector(view, light)
+    vh = half_vector(view, light)[1]
     fresnel = (1 - metallic) * fresnel_dielectric(vh) + metallic * schlick(basecolor, vh)
-    return fresnel * _lobe(normal, view, light, half, roughness)
+    return fresnel * microfacet(normal, view, light, roughness)
 
 
 def microfacet(
@@ -78,16 +98,29 @@ def microfacet(
     roughness: Float[Tensor, "*#shape 1"],
 ) -> Float[Tensor, "... 1"]:
     """``D G1(v) G1(l) / (4 n.v)``: the specular lobe times the cosine, without its Fresnel term."""
-    return _lobe(normal, view, light, half_vector(view, light)[0], roughness)
-
-
-def _lobe(normal: Tensor, view: Tensor, light: Tensor, half: Tensor, roughness: Tensor) -> Tensor:
-    """`microfacet` for a half vector that is known."""
     nl, nv, alpha = dot(normal, light), dot(normal, view), alpha_of(roughness)
+    cosine2, sine2, _ = _facets(normal, view, light)
     above = (nl > 0) & (nv > 0)
     # G1(x) = 2 x / _smith(x), so that the two cosines below the fraction cancel and nothing is divided by 0.
-    lobe = ggx(normal, half, alpha) * nl / (_smith(nl, alpha) * _smith(nv, alpha))
+    lobe = _ggx(cosine2, sine2, alpha.square()) * nl / (_smith(nl, alpha) * _smith(nv, alpha))
     return torch.where(above, lobe, 0.0)
+
+
+def _facets(
+    normal: Float[Tensor, "*#shape 3"], view: Float[Tensor, "*#shape 3"], light: Float[Tensor, "*#shape 3"]
+) -> tuple[Float[Tensor, "... 1"], Float[Tensor, "... 1"], Float[Tensor, "... 1"]]:
+    """Of the half vector: squares of its cosine and sine to the normal, and its cosine to the light; all 0 where it is zero."""
+    (nx, ny, nz), (vx, vy, vz), (lx, ly, lz) = normal.unbind(-1), view.unbind(-1), light.unbind(-1)
+    # v + l, which is as long as 2 v.h.
+    x, y, z = vx + lx, vy + ly, vz + lz
+    square = x * x + y * y + z * z
+    some = square.clamp_min(1e-12)
+    # The squared sine from the cross product: 1 - cosine^2 has no digits left in float32 where the lobe is narrow.
+    a, b, c = ny * z - nz * y, nz * x - nx * z, nx * y - ny * x
+    cosine2, sine2 = (nx * x + ny * y + nz * z).square() / some, (a * a + b * b + c * c) / some
+    # Clamped inside the root, whose gradient at 0 is infinite.
+    cosine = torch.where(square > 1e-12, 0.5 * some.sqrt(), square.new_zeros(()))
+    return cosine2[..., None], sine2[..., None], cosine[..., None]
 
 
 def microfacet_of_lights(
@@ -124,11 +157,8 @@ def ggx(
     normal: Float[Tensor, "*#shape 3"], half: Float[Tensor, "*#shape 3"], alpha: Float[Tensor, "*#shape 1"]
 ) -> Float[Tensor, "... 1"]:
     """Density of facet normals (Walter et al. 2007, eq. 33), per steradian."""
-    normal, half = torch.broadcast_tensors(normal, half)
-    cosine2 = dot(normal, half).square()
-    # The squared sine from the cross product: 1 - cosine^2 has no digits left in float32 where the lobe is narrow.
-    across = torch.linalg.cross(normal, half)
-    return _ggx(cosine2, dot(across, across), alpha.square())
+    across = cross(normal, half)
+    return _ggx(dot(normal, half).square(), dot(across, across), alpha.square())
 
 
 def _ggx(cosine2: Tensor, sine2: Tensor, alpha2: Tensor) -> Tensor:
@@ -196,22 +226,24 @@ def sample_ggx_visible(
     tangent, bitangent = tangents(normal)
     vx, vy, vz = dot(view, tangent), dot(view, bitangent), dot(view, normal).clamp_min(1e-6)
     # Stretched so that the facets become a hemisphere.
-    stretched = torch.nn.functional.normalize(torch.cat(torch.broadcast_tensors(alpha * vx, alpha * vy, vz), dim=-1), dim=-1)
-    first, second = tangents(stretched)
-    u, w = uniform.unbind(-1)
-    radius, angle = u.clamp_min(0.0).sqrt()[..., None], (2 * math.pi * w)[..., None]
-    a, b = radius * angle.cos(), radius * angle.sin()
+    stretched = unit(torch.cat(torch.broadcast_tensors(alpha * vx, alpha * vy, vz), dim=-1))
     # The disc seen from `stretched` is a half disc and a half ellipse, as wide as the lower half of the hemisphere looks.
     # The tangent plane's basis must have its first axis horizontal for that.
-    first, second = _horizontal(stretched, first, second)
-    share = 0.5 * (1 + stretched[..., 2:])
+    first, second = _horizontal(stretched, *tangents(stretched))
+    u, w = uniform.unbind(-1)
+    radius, angle = u.clamp_min(0.0).sqrt(), 2 * math.pi * w
+    a, b = radius * angle.cos(), radius * angle.sin()
+    share = 0.5 * (1 + stretched[..., 2])
     b = (1 - share) * (1 - a.square()).clamp_min(0.0).sqrt() + share * b
     c = (1 - a.square() - b.square()).clamp_min(0.0).sqrt()
-    facet = a * first + b * second + c * stretched
-    facet = torch.cat((alpha * facet[..., :2], facet[..., 2:].clamp_min(1e-6)), dim=-1)
-    facet = torch.nn.functional.normalize(facet, dim=-1)
-    half = facet[..., :1] * tangent + facet[..., 1:2] * bitangent + facet[..., 2:] * normal
-    return torch.nn.functional.normalize(2 * dot(view, half) * half - view, dim=-1)
+    basis = zip(first.unbind(-1), second.unbind(-1), stretched.unbind(-1), strict=True)
+    x, y, z = (a * i + b * j + c * k for i, j, k in basis)
+    facet = vectors(alpha[..., 0] * x, alpha[..., 0] * y, z.clamp_min(1e-6))
+    x, y, z = unit(facet).unbind(-1)
+    basis = zip(tangent.unbind(-1), bitangent.unbind(-1), normal.unbind(-1), strict=True)
+    half = vectors(*(x * i + y * j + z * k for i, j, k in basis))
+    twice = 2 * dot(view, half)[..., 0]
+    return unit(vectors(*(twice * h - v for h, v in zip(half.unbind(-1), view.unbind(-1), strict=True))))
 
 
 def pdf_ggx_visible(
@@ -221,10 +253,11 @@ def pdf_ggx_visible(
     roughness: Float[Tensor, "*#shape 1"],
 ) -> Float[Tensor, "... 1"]:
     """Density of `sample_ggx_visible` over solid angle, ``G1(v) D / (4 n.v)``; 0 for a ``view`` below the surface."""
-    nv, alpha = dot(normal, view), alpha_of(roughness)
-    half, vh = half_vector(view, light)
-    density = ggx(normal, half, alpha) / (2 * _smith(nv, alpha))
-    return torch.where((nv > 0) & (dot(normal, half) > 0) & (vh > 0), density, 0.0)
+    nl, nv, alpha = dot(normal, light), dot(normal, view), alpha_of(roughness)
+    cosine2, sine2, vh = _facets(normal, view, light)
+    density = _ggx(cosine2, sine2, alpha.square()) / (2 * _smith(nv, alpha))
+    # The half vector is above the surface where the two together are.
+    return torch.where((nv > 0) & (nl + nv > 0) & (vh > 0), density, density.new_zeros(()))
 
 
 def tangents(normal: Float[Tensor, "*shape 3"]) -> tuple[Float[Tensor, "*shape 3"], Float[Tensor, "*shape 3"]]:
@@ -233,8 +266,8 @@ def tangents(normal: Float[Tensor, "*shape 3"]) -> tuple[Float[Tensor, "*shape 3
     sign = torch.where(z >= 0, 1.0, -1.0).to(z)
     a = -1 / (sign + z)
     b = x * y * a
-    first = torch.stack((1 + sign * x.square() * a, sign * b, -sign * x), dim=-1)
-    return first, torch.stack((b, sign + y.square() * a, -y), dim=-1)
+    first = vectors(1 + sign * x.square() * a, sign * b, -sign * x)
+    return first, vectors(b, sign + y.square() * a, -y)
 
 
 def _horizontal(axis: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import luminance
-from diffusion_renderer.core.geometry import direction_to_equirect, equirect_to_direction
+from diffusion_renderer.core.geometry import direction_to_equirect, dot, equirect_to_direction, unit, vectors
 from diffusion_renderer.core.panorama import row_solid_angle
 from diffusion_renderer.core.types import EnvironmentMap
 
@@ -110,22 +110,23 @@ def shifted(
     points: Float[Tensor, "count dimensions"], shifts: Float[Tensor, "pixels dimensions"]
 ) -> Float[Tensor, "pixels count dimensions"]:
     """The points of every pixel: moved by its shift, around the edges of the unit square."""
-    return (points[None] + shifts[:, None]) % 1.0
+    # Dimensions first in memory, where each is read on its own. Sums lie in [0, 2), so this is their remainder, exactly.
+    moved = points.mT[:, None] + shifts.mT[:, :, None]
+    return moved.sub_(moved.floor()).movedim(0, -1)
 
 
 def sample_cosine(normal: Float[Tensor, "*#shape 3"], uniform: Float[Tensor, "*#shape 2"]) -> Float[Tensor, "... 3"]:
     """Directions with density ``cos / pi`` about ``normal``: a point of the unit sphere added to the normal, made unit."""
-    z = 1 - 2 * uniform[..., :1]
-    angle = 2 * math.pi * uniform[..., 1:]
+    z, angle = 1 - 2 * uniform[..., 0], 2 * math.pi * uniform[..., 1]
     radius = (1 - z * z).clamp_min(0.0).sqrt()
-    point = torch.cat((radius * angle.cos(), radius * angle.sin(), z), dim=-1)
     # Opposite to the normal the sum vanishes; a trace of the normal keeps the direction defined.
-    return torch.nn.functional.normalize(normal * (1 + 1e-6) + point, dim=-1, eps=1e-12)
+    x, y, w = (component * (1 + 1e-6) for component in normal.unbind(-1))
+    return unit(vectors(x + radius * angle.cos(), y + radius * angle.sin(), w + z))
 
 
 def pdf_cosine(normal: Float[Tensor, "*#shape 3"], direction: Float[Tensor, "*#shape 3"]) -> Float[Tensor, "... 1"]:
     """Density per steradian of `sample_cosine`; 0 below the surface."""
-    return (normal * direction).sum(dim=-1, keepdim=True).clamp_min(0.0) / math.pi
+    return dot(normal, direction).clamp_min(0.0) / math.pi
 
 
 def _rest(cumulative: Tensor, index: Tensor, value: Tensor, start: Tensor) -> Tensor:

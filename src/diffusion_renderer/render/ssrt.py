@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
-from jaxtyping import Float, Int32, Int64
+from einops import rearrange
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from diffusion_renderer.core.color import LUMINANCE, srgb_oetf
 from diffusion_renderer.core.devices import find_device
 from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
+from diffusion_renderer.core.geometry import dot, vectors
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap
 from diffusion_renderer.render import brdf
@@ -25,21 +26,34 @@ from diffusion_renderer.render.sampling import (
     sample_cosine,
     shifted,
 )
-from diffusion_renderer.render.screen import Screen, march
+from diffusion_renderer.render.screen import Screen, march, numbers
 from diffusion_renderer.render.settings import ClassicalRenderer, Progress
 from diffusion_renderer.render.surface import Surface, surfaces
 
-#: Temporaries of one ray, bytes; about 200 measured on a CPU.
+#: Temporaries of one ray, bytes; about 250 measured on a CPU.
 BYTES_PER_RAY = 400
 #: Kept for each ray until its frame is done, bytes: what it carries, and the pixel it met.
-KEPT_PER_RAY = 16
+KEPT_PER_RAY = 12
 #: Temporaries at once by default, bytes; more is not faster.
 MAX_BYTES = {"cpu": 2**26, "cuda": 2**31}
 
 
 @dataclass(frozen=True)
+class _Carried:
+    """What each ray of a frame's pixels brings from the surface that it meets, as a share of the radiance there.
+
+    It is ``white + coloured * basecolor``, 0 for rays that meet nothing; ``met`` is the pixel that is met, -1 for none.
+    """
+
+    white: Float[Tensor, "pixels samples"]
+    coloured: Float[Tensor, "pixels samples"]
+    met: Int32[Tensor, "pixels samples"]
+    basecolor: Float[Tensor, "pixels 1 3"]
+
+
+@dataclass(frozen=True)
 class _Pixels:
-    """Some pixels of one frame, ready to be shaded."""
+    """Some pixels of one frame, ready to be shaded. Vectors and colours lie in memory as `core.geometry.vectors`, for speed."""
 
     index: Int64[Tensor, " pixels"]
     position: Float[Tensor, "pixels 1 3"]
@@ -186,15 +200,18 @@ class ScreenSpaceRayTracer(ClassicalRenderer):
         if len(covered) == 0:
             return picture
         screen = Screen.build(surface.depth[frame], float(surface.focal[frame]))
-        parts = []
+        direct, carried = [], []
         for index in covered.split(self.chunk()):
             pixels = _pixels(surface, frame, index)
-            parts.append(self._direct(pixels, sampler, rotation, shifted(points, shifts[index]), screen))
-        direct, carried, met = (torch.cat(part) for part in zip(*parts, strict=True))
-        picture = picture.index_copy(0, covered, direct)
+            light, rest = self._direct(pixels, sampler, rotation, shifted(points, shifts[index]), screen)
+            direct.append(light)
+            carried.append(rest)
+        arrived = torch.cat(direct)
+        picture = picture.index_copy(0, covered, arrived)
         shown = picture
         for _ in range(self.bounces):
-            shown = picture.index_copy(0, covered, direct + self._bounce(shown, carried, met))
+            around = shown.mT.contiguous()
+            shown = picture.index_copy(0, covered, arrived + torch.cat([_brought(each, around) for each in carried]))
         return shown
 
     def _direct(
@@ -204,70 +221,76 @@ class ScreenSpaceRayTracer(ClassicalRenderer):
         rotation: Float[Tensor, "3 3"],
         uniform: Float[Tensor, "pixels samples 4"],
         screen: Screen,
-    ) -> tuple[Float[Tensor, "pixels 3"], Float[Tensor, "pixels samples 3"], Int32[Tensor, "pixels samples"]]:
-        """Light from the panorama; the share of a radiance that each ray brings if it met something; the pixel it met."""
+    ) -> tuple[Float[Tensor, "pixels 3"], _Carried]:
+        """Light from the panorama, and what the rays that met something are to bring."""
         with torch.no_grad():
             direction, share = self._directions(pixels, sampler, rotation, uniform)
-        radiance, light_pdf = sampler.read(einsum(rotation, direction, "i j, p s j -> p s i"))
+        radiance, light_pdf = sampler.read(_turned(rotation, direction))
         with torch.no_grad():
             lobes_pdf = share * brdf.pdf_ggx_visible(pixels.normal, pixels.view, direction, pixels.roughness)
             lobes_pdf = lobes_pdf + (1 - share) * pdf_cosine(pixels.normal, direction)
             lights = self.samples // 2
-            density = lights * light_pdf + (self.samples - lights) * lobes_pdf
-        value = brdf.evaluate(
-            pixels.normal, pixels.view, direction, pixels.basecolor, pixels.roughness, pixels.metallic
-        ) / density.clamp_min(1e-20)
-        met = self._trace(pixels, direction, value.detach(), uniform[..., 3], screen)
-        free = (met < 0)[..., None]
-        return torch.where(free, value * radiance, 0.0).sum(dim=1), torch.where(free, 0.0, value), met
+            density = (lights * light_pdf + (self.samples - lights) * lobes_pdf).clamp_min_(1e-20)
+        response = brdf.response(pixels.normal, pixels.view, direction, pixels.roughness, pixels.metallic)
+        white, coloured = ((part / density)[..., 0] for part in response)
+        met = self._trace(pixels, direction, white.detach() + coloured.detach() > 0, uniform[..., 3], screen)
+        free = (met < 0).to(white)
+        gathered = [(part * free * radiance.movedim(-1, 0)).sum(dim=-1).mT for part in (white, coloured)]
+        light = gathered[0] + gathered[1] * pixels.basecolor[:, 0]
+        return light, _Carried(white * (1 - free), coloured * (1 - free), met, pixels.basecolor)
 
     def _directions(
         self, pixels: _Pixels, sampler: PanoramaSampler, rotation: Float[Tensor, "3 3"], uniform: Tensor
     ) -> tuple[Float[Tensor, "pixels samples 3"], Float[Tensor, "pixels 1 1"]]:
         """Half of the directions from the panorama, the others from the BRDF; the specular lobe's share of the latter."""
         lights = self.samples // 2
-        towards = sampler.sample(uniform[:, :lights, :2])
-        towards = einsum(rotation, towards, "j i, p s j -> p s i")
+        towards = _turned(rotation.mT, sampler.sample(uniform[:, :lights, :2]))
         share, rest = _specular_share(pixels), uniform[:, lights:]
         mirrored = brdf.sample_ggx_visible(pixels.normal, pixels.view, pixels.roughness, rest[..., :2])
         scattered = sample_cosine(pixels.normal, rest[..., :2])
-        return torch.cat((towards, torch.where(rest[..., 2:3] < share, mirrored, scattered)), dim=1), share
+        reflected = torch.where(rest[..., 2] < share[..., 0], mirrored.movedim(-1, 0), scattered.movedim(-1, 0))
+        return torch.cat((towards.movedim(-1, 0), reflected), dim=-1).movedim(0, -1), share
 
     def _trace(
-        self, pixels: _Pixels, direction: Tensor, value: Tensor, jitter: Tensor, screen: Screen
+        self, pixels: _Pixels, direction: Tensor, brings: Bool[Tensor, "pixels samples"], jitter: Tensor, screen: Screen
     ) -> Int32[Tensor, "pixels samples"]:
         """The pixel that each ray meets, -1 for none; rays that bring nothing are not traced."""
-        pixel, sample = (value.amax(dim=-1) > 0).nonzero(as_tuple=True)
-        met = torch.full(value.shape[:2], -1, dtype=torch.int32, device=value.device)
-        met[pixel, sample] = march(
+        met = torch.full(brings.shape, -1, dtype=torch.int32, device=brings.device)
+        ray = numbers(brings.flatten())
+        pixel = torch.div(ray, brings.shape[1], rounding_mode="floor")
+        position, normal = (each[:, 0].mT.index_select(1, pixel).mT for each in (pixels.position, pixels.normal))
+        found = march(
             screen,
-            pixels.position[pixel, 0],
-            pixels.normal[pixel, 0],
-            direction[pixel, sample],
-            jitter[pixel, sample],
+            position,
+            normal,
+            direction.movedim(-1, 0).flatten(1).index_select(1, ray).mT,
+            jitter.flatten().index_select(0, ray),
             steps=self.steps,
             thickness=self.thickness,
-        ).int()
+        )
+        met.view(-1)[ray.long()] = found.int()
         return met
 
-    def _bounce(
-        self,
-        picture: Float[Tensor, "all 3"],
-        carried: Float[Tensor, "pixels samples 3"],
-        met: Int32[Tensor, "pixels samples"],
-    ) -> Float[Tensor, "pixels 3"]:
-        """What the rays bring from the pixels of ``picture`` that they met."""
-        parts = []
-        for carried_part, met_part in zip(carried.split(self.chunk()), met.split(self.chunk()), strict=True):
-            parts.append((carried_part * picture[met_part.long().clamp_min(0)]).sum(dim=1))
-        return torch.cat(parts)
+
+def _brought(carried: _Carried, picture: Float[Tensor, "3 all"]) -> Float[Tensor, "pixels 3"]:
+    """What rays bring from the pixels of ``picture`` that they met."""
+    # Rays that met nothing read some pixel and bring nothing of it.
+    met = carried.met.clamp_min(0).flatten()
+    there = picture.index_select(1, met).view(3, *carried.met.shape)
+    white, coloured = ((part * there).sum(dim=-1).mT for part in (carried.white, carried.coloured))
+    return white + coloured * carried.basecolor[:, 0]
+
+
+def _turned(rotation: Float[Tensor, "3 3"], direction: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
+    """``rotation`` times every direction, as `vectors`."""
+    x, y, z = direction.unbind(-1)
+    return vectors(*(row[0] * x + row[1] * y + row[2] * z for row in rotation))
 
 
 def _specular_share(pixels: _Pixels) -> Float[Tensor, "pixels 1 1"]:
     """How much of the reflected light is about in the specular lobe; at least 0.3, for dielectrics' sharp highlights."""
-    weights = pixels.basecolor.new_tensor(LUMINANCE)
-    albedo = (pixels.basecolor * weights).sum(dim=-1, keepdim=True)
-    cosine = (pixels.normal * pixels.view).sum(dim=-1, keepdim=True).clamp(0.0, 1.0)
+    albedo = dot(pixels.basecolor, pixels.basecolor.new_tensor(LUMINANCE))
+    cosine = dot(pixels.normal, pixels.view).clamp(0.0, 1.0)
     f0 = 0.04 + (albedo - 0.04) * pixels.metallic
     specular = f0 + (1 - f0) * (1 - cosine).pow(5)
     diffuse = (1 - pixels.metallic) * albedo
@@ -276,7 +299,7 @@ def _specular_share(pixels: _Pixels) -> Float[Tensor, "pixels 1 1"]:
 
 def _pixels(surface: Surface, frame: int, index: Int64[Tensor, " pixels"]) -> _Pixels:
     names = ("position", "normal", "view", "basecolor", "roughness", "metallic")
-    return _Pixels(index, *(rearrange(getattr(surface, n)[frame], "h w c -> (h w) 1 c")[index] for n in names))
+    return _Pixels(index, *(rearrange(getattr(surface, n)[frame], "h w c -> c (h w)")[:, index].mT[:, None] for n in names))
 
 
 def _to_device(surface: Surface, device: torch.device) -> Surface:
