@@ -159,7 +159,7 @@ class Reference:
         settings, depth_range = self.settings, gbuffer.depth_range()
         images = [pack_image(gbuffer, group, depth_range) for group in self.groups]
         if settings["prior"]:
-            images.append(prior(settings["prior"], light)(gbuffer, None, rotations, gbuffer.size, depth_range))
+            images.append(prior(settings["prior"], light)(gbuffer, None, rotations, gbuffer.size, gbuffer.has_relative_depth()))
         parts = [self.encode(image, settings["condition_scaled"]) for image in images]
         maps = environment_images(light, rotations, settings["env_size"], antialias=settings["env_antialias"])
         seen = torch.cat([self.encode(image, True) for image in (maps.ldr, maps.log, maps.direction)], dim=1)

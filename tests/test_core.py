@@ -19,6 +19,7 @@ from diffusion_renderer.core.geometry import (
 )
 from diffusion_renderer.core.names import check_name, nearest
 from diffusion_renderer.core.panorama import average_panorama, row_solid_angle
+from diffusion_renderer.core.types import GBuffer
 
 EXACT = 1e-5  # float32: the worst of these round trips is 4e-7
 
@@ -62,6 +63,19 @@ def test_background_normal_is_grey_and_comes_back_as_zero():
     assert image.flatten().tolist() == [0.5, 0.5, 0.5]
     stored = (image * 255).round() / 255  # 8 bits cannot hold 0.5 exactly
     assert torch.equal(decode_buffer("normal", stored), torch.zeros(1, 3, 1, 1))
+
+
+def test_depth_in_scene_units_is_told_from_relative_depth():
+    def relative(*values):
+        return GBuffer(depth=torch.tensor(values).reshape(1, 1, 1, -1)).has_relative_depth()
+
+    inf = float("inf")
+    # An inverse renderer's nearest pixel may be anywhere; its background is 1.
+    assert relative(0.0, 0.5, 1.0) and relative(0.2, 0.9)
+    # Far things, an infinite background, nothing at all.
+    assert not any(relative(*values) for values in ((0.5, 3.0), (0.4, 0.9, inf), (inf,), (-0.1, 1.0), (0.5, float("nan"))))
+    assert not GBuffer(normal=torch.zeros(1, 3, 2, 2)).has_relative_depth()
+    assert not GBuffer(depth=torch.zeros(0, 1, 2, 2)).has_relative_depth()
 
 
 def test_depth_is_relative_to_the_clip_with_background_far():

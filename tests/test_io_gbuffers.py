@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import OpenEXR
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -214,6 +215,17 @@ def test_what_is_no_gbuffer_is_refused(tmp_path):
         write_gbuffer(GBuffer(), tmp_path)
     with pytest.raises(InputError, match="output format"):
         write_gbuffer(gbuffer(1), tmp_path, formats=("tiff",))
+
+
+def test_depth_of_nothing_is_infinite_whatever_number_stands_for_it(tmp_path):
+    pixels = np.array([[0.4, 0.9], [1e10, np.inf]], np.float32)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {"Z": pixels}) as file:
+        file.write(str(tmp_path / "0000.depth.exr"))
+    read = read_gbuffer(tmp_path)
+    assert torch.equal(read.depth[0, 0], torch.tensor([[0.4, 0.9], [torch.inf, torch.inf]]))
+    assert read.depth_range() == pytest.approx((0.4, 0.9)) and not read.has_relative_depth()
+    assert read.mask.flatten().tolist() == [True, True, False, False]
 
 
 def test_one_pixel(tmp_path):

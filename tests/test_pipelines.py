@@ -224,6 +224,11 @@ def test_an_adapter_for_relative_depth(tmp_path: Path) -> None:
     assert torch.equal(forward(estimated, LIGHT).frames, forward(estimated, LIGHT, lora_scale=0.5).frames)
     assert torch.equal(forward(metric, LIGHT).frames, forward(metric, LIGHT, lora_scale=0.0).frames)
     assert not torch.equal(forward(estimated, LIGHT).frames, forward(estimated, LIGHT, lora_scale=0.0).frames)
+    # A table top a metre away, in metres: what lies behind it is infinitely far, so these are scene units.
+    behind = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    behind[..., :4, :] = True
+    close = replace(estimated, depth=torch.where(behind, torch.inf, 0.4 + 0.5 * estimated.depth))
+    assert torch.equal(forward(close, LIGHT).frames, forward(close, LIGHT, lora_scale=0.0).frames)
     with pytest.raises(InputError, match="relative_lora_scale -1, below 0"):
         load_forward(save_model(tmp_path / "bad", "forward", lora=True, relative_lora_scale=-1), device="cpu")
 

@@ -83,6 +83,7 @@ def test_opened_gbuffers_give_what_reading_gives(gbuffer: GBuffer, tmp_path: Pat
         for name in whole.present:
             assert torch.equal(getattr(joined, name), getattr(whole, name)[first:last])
     assert opened.depth_range() == whole.depth_range()
+    assert opened.has_relative_depth() == whole.has_relative_depth()
     opened.require(("normal",))
 
 

@@ -15,30 +15,10 @@ from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
 from diffusion_renderer.core.geometry import lengths
 from diffusion_renderer.core.types import BUFFER_CHANNELS, GBuffer
 
-#: Depth that lies in [0, 1] and begins below this is relative. Not 0: an inverse renderer's nearest pixel is only near 0.
-RELATIVE_START = 0.05
 #: Relative depth from here on is background where no mask says.
 RELATIVE_BACKGROUND = 1 - 1e-3
 #: Normals shorter than this are background.
 LEAST_NORMAL = 0.1
-
-
-def is_relative(depth_range: tuple[float, float] | None) -> bool:
-    """Whether depths of this range (`GBuffer.depth_range`) are an inverse renderer's relative depth, near 0, far 1.
-
-    They lie in [0, 1] and begin at about 0, where no camera could see a surface. Metric depth that does the same, a scene
-    smaller than one unit seen from less than `RELATIVE_START`, is taken for relative by mistake.
-    """
-    return depth_range is not None and 0 <= depth_range[0] < RELATIVE_START and depth_range[1] <= 1
-
-
-def may_be_relative(depth_range: tuple[float, float] | None) -> bool:
-    """Whether depths of this range lie in [0, 1], as all relative depth does, wherever its nearest pixel is.
-
-    True for more than `is_relative` is: where nothing near is seen clearly, the depth that an inverse renderer estimates
-    may begin at 0.2. True by mistake for metric depth of a scene that ends within one unit.
-    """
-    return depth_range is not None and 0 <= depth_range[0] and depth_range[1] <= 1
 
 
 def surface_mask(gbuffer: GBuffer, relative: bool) -> Bool[Tensor, "frames 1 height width"]:

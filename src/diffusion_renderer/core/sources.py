@@ -63,3 +63,7 @@ class GBufferSource(_FrameSource, Protocol):
     def depth_range(self) -> tuple[float, float] | None:
         """Smallest and largest finite depth of the whole clip; None without one."""
         ...
+
+    def has_relative_depth(self) -> bool:
+        """Whether the whole clip's depth is relative; see `GBuffer.has_relative_depth`."""
+        ...

@@ -145,6 +145,14 @@ class GBuffer:
             return None
         return float(self.depth[valid].min()), float(self.depth[valid].max())
 
+    def has_relative_depth(self) -> bool:
+        """Whether the depth is an inverse renderer's, relative: every pixel in [0, 1], background included.
+
+        Depth in scene units has an infinite background. Taken for relative by mistake is a scene without any background that
+        ends within one unit.
+        """
+        return self.depth is not None and self.depth.numel() > 0 and bool(((self.depth >= 0) & (self.depth <= 1)).all())
+
     @classmethod
     def join(cls, parts: Iterable[GBuffer], frames: int) -> GBuffer:
         """The G-buffers of ``frames`` frames that ``parts`` are the pieces of; each is let go as it is copied."""

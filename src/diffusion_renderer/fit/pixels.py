@@ -9,7 +9,6 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Camera, Clip, GBuffer
 from diffusion_renderer.light import camera_fixed, world_fixed
@@ -64,7 +63,7 @@ def choose_pixels(
     Raises InputError for frames and buffers that do not belong together, missing buffers, and when no pixel shows a surface.
     """
     rotations = _checked(clip, gbuffer, camera, rotations)
-    relative = is_relative(gbuffer.depth_range())
+    relative = gbuffer.has_relative_depth()
     generator = torch.Generator().manual_seed(seed)
     frames = torch.linspace(0, len(clip) - 1, min(len(clip), MAX_FRAMES)).round().long().unique().tolist()
     parts = []

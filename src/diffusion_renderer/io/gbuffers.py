@@ -34,12 +34,16 @@ from diffusion_renderer.io.layout import (
 )
 from diffusion_renderer.io.video import iter_video, video_rate
 
+#: Depth in an EXR from here on is the background, which programs without infinity write as a large number (Blender: 1e10).
+FAR = 1e9
+
 
 def read_gbuffer(path: str | Path, *, buffers: Sequence[str] | None = None) -> GBuffer:
     """Read the G-buffers in a folder; see `layout` for the names.
 
     Files of one buffer and frame are preferred in this order: the layer of ``<frame>.gbuffer.exr``, ``<frame>.<buffer>.exr``
-    (both linear and as they are, depth in scene units), ``<frame>.<buffer>.png`` (encoded; depth relative), other images.
+    (both linear and as they are, depth in scene units, infinite from `FAR` on), ``<frame>.<buffer>.png`` (encoded; depth
+    relative), other images.
     One-channel buffers may be grey or RGB, 8 or 16 bits. Without frames, ``<path>.<buffer>.mp4`` is read.
 
     ``buffers`` limits what is read; each named one must be there. Without it everything there is read and the rest is None.
@@ -114,12 +118,21 @@ class GBufferFiles:
             yield piece
 
     def depth_range(self) -> tuple[float, float] | None:
-        """Smallest and largest finite depth; reads depth once more."""
-        if self._example.depth is None:
-            return None
-        ranges = [piece.depth_range() for piece in replace(self, wanted=("depth",)).chunks(16)]
-        known = [each for each in ranges if each is not None]
+        """Smallest and largest finite depth; the first time, depth is read once more."""
+        known = [each for each, _ in self._depths if each is not None]
         return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+    def has_relative_depth(self) -> bool:
+        """Whether depth is relative (`GBuffer.has_relative_depth`); the first time, depth is read once more."""
+        return bool(self._depths) and all(relative for _, relative in self._depths)
+
+    @cached_property
+    def _depths(self) -> list[tuple[tuple[float, float] | None, bool]]:
+        """Range of depth, and whether it is relative, for every few frames."""
+        if self._example.depth is None:
+            return []
+        pieces = replace(self, wanted=("depth",)).chunks(16)
+        return [(piece.depth_range(), piece.has_relative_depth()) for piece in pieces]
 
     def read(self, index: slice) -> dict[str, Tensor]:
         """The tensors of some frames, the mask included where it has files."""
@@ -272,7 +285,8 @@ def _checked(pixels: np.ndarray, path: Path, name: str) -> Float[Tensor, "channe
         raise InputError(
             f"finite {name} values in {path}", f"NaN or infinity in {bad} pixels", "export the buffer again without them"
         )
-    return to_tensor(pixels)
+    value = to_tensor(pixels)
+    return torch.where(value >= FAR, torch.inf, value) if name == "depth" else value
 
 
 def _check_frames(folder: Path, name: str, keys: Sequence[str], images: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import may_be_relative, surface_mask
+from diffusion_renderer.core.encoding import surface_mask
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit, resize
@@ -37,7 +37,7 @@ from diffusion_renderer.pipelines.protocols import Progress
 from diffusion_renderer.pipelines.resuming import Call, Note, ResumePoint
 
 #: Makes the pictures of a classical renderer under one light: ``prior(name, light)`` is called as
-#: ``(gbuffer, camera, rotations, size, depth_range)`` for some frames at a time and returns ``frames 3 height width`` in sRGB.
+#: ``(gbuffer, camera, rotations, size, relative)`` for some frames at a time and returns ``frames 3 height width`` in sRGB.
 #: `render.Prior` is one; it is handed in, for neither layer knows the other.
 Prior = Callable[[str, EnvironmentMap], Callable[..., Tensor]]
 #: Makes the classical pictures of some of the frames, of a size (width, height); none where the model is given none.
@@ -128,17 +128,17 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         begin, read = self.first_frames(frames, steps, solver, point.frame)
         call = Call(frames, steps, seed, self.fit(gbuffer.size, size), solver, point, begin, read, note, progress)
         guidance = self.settings.default_guidance if guidance is None else guidance
-        depth_range = gbuffer.depth_range()
-        pictures = self._pictures(light, camera, rotations, depth_range)
-        if lora_scale is None and may_be_relative(depth_range):
+        depth_range, relative = gbuffer.depth_range(), gbuffer.has_relative_depth()
+        pictures = self._pictures(light, camera, rotations, relative)
+        if lora_scale is None and relative:
             lora_scale = self.settings.relative_lora_scale
-        lit = _Lit(self._unet_at(lora_scale), light, rotations, guidance, depth_range, pictures)
+        lit = _Lit(self._unet_at(lora_scale), light, rotations, guidance, depth_range, relative, pictures)
         return self._pieces(gbuffer, lit, call)
 
     def _pieces(self, gbuffer: GBufferSource, lit: _Lit, call: Call) -> Iterator[Clip]:
         # Pictures at the working size are made for the condition already; larger ones are made of the G-buffers again.
         shown: dict[int, Drawn] = {}
-        made_already, relative = gbuffer.size == call.fit.inner, may_be_relative(lit.depth_range)
+        made_already, relative = gbuffer.size == call.fit.inner, lit.relative
         condition = HeldFrames(self._encode_gbuffer(gbuffer, lit, call, shown), call.read)
         network = self._network(lit.unet, condition, self._encode_light(lit, call), lit.guidance, keep=call.steps > 1)
         width, height = (side // self.codec.factor for side in call.fit.padded)
@@ -265,16 +265,14 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             )
         return self.unet
 
-    def _pictures(
-        self, light: EnvironmentMap, camera: Camera | None, rotations: Tensor, depth_range: tuple[float, float] | None
-    ) -> Pictures:
+    def _pictures(self, light: EnvironmentMap, camera: Camera | None, rotations: Tensor, relative: bool) -> Pictures:
         """The classical pictures of the clip under the light."""
         if self.settings.prior is None or self._prior is None:
             return lambda part, frames, size: []
         shade = self._prior(self.settings.prior, light)
 
         def pictures(part: GBuffer, frames: slice, size: tuple[int, int]) -> list[Tensor]:
-            return [shade(part, None if camera is None else camera[frames], rotations[frames], size, depth_range)]
+            return [shade(part, None if camera is None else camera[frames], rotations[frames], size, relative)]
 
         return pictures
 
@@ -292,7 +290,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             images = [call.fit.apply(pack_image(chunk, group, lit.depth_range)) for group in self.settings.groups]
             drawn = lit.pictures(chunk, slice(done, done + len(chunk)), call.fit.inner)
             if self.settings.residual:
-                seen = resize(_surface(chunk, may_be_relative(lit.depth_range)), call.fit.inner)
+                seen = resize(_surface(chunk, lit.relative), call.fit.inner)
                 shown.update(zip(range(done, done + len(chunk)), Drawn(drawn[0], seen).frame_by_frame(), strict=True))
             images += map(padded.apply, drawn)
             latents = torch.cat([self.encode(image) for image in images], dim=1)
@@ -327,6 +325,7 @@ class _Lit:
     rotations: Float[Tensor, "frames 3 3"]
     guidance: float
     depth_range: tuple[float, float] | None
+    relative: bool
     pictures: Pictures
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
-from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.sources import GBufferSource
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, Clip, EnvironmentMap
@@ -117,7 +116,7 @@ class PathTracer(ClassicalRenderer):
         pictures = self._frames(camera, gbuffer.size, light, rotations, seed)
 
         def pieces() -> Iterator[Clip]:
-            relative = is_relative(gbuffer.depth_range()) if self.denoise is not None else False
+            relative = gbuffer.has_relative_depth() if self.denoise is not None else False
             for index, (linear, seen) in enumerate(zip(pictures, gbuffer.chunks(1), strict=True)):
                 if self.denoise is not None:
                     linear = self.denoise(linear, surfaces(seen, camera[index : index + 1], relative=relative))

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
-from diffusion_renderer.core.encoding import may_be_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
@@ -51,7 +50,7 @@ class Prior:
     They have what a network of few steps and small latents finds hard: the light's colour and direction on every normal, sharp
     edges. ``splitsum`` lacks shadows, light between surfaces, and the shape of glossy lobes. ``ssrt`` has, where depth is
     metric, those of them that the picture can tell of: the difference between traced and split-sum pictures, which is smoother
-    than either and therefore filtered, is added to the latter. Where depth lies in [0, 1], as that of an inverse renderer,
+    than either and therefore filtered, is added to the latter. Where depth is relative, as that of an inverse renderer,
     there is no scale to trace rays with, and ``ssrt`` is ``splitsum``. What is missing is left for the network.
 
     Parameters
@@ -77,7 +76,7 @@ class Prior:
         camera: Camera | None,
         rotations: Float[Tensor, "frames 3 3"],
         size: tuple[int, int] | None = None,
-        depth_range: tuple[float, float] | None = None,
+        relative: bool | None = None,
     ) -> Float[Tensor, "frames 3 height width"]:
         """The frames, sRGB in [0, 1], on the CPU, the panorama behind what was hit.
 
@@ -86,16 +85,14 @@ class Prior:
         camera : of these frames, for the field of view; None for `surface.DEFAULT_FOV`.
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``.
         size : (width, height) of the pictures; None for that of the G-buffers. The aspect ratio must be the G-buffers'.
-        depth_range : smallest and largest finite depth of the whole clip, which tells relative depth from metric; None for
-            that of these frames.
+        relative : whether depth is relative; None asks these frames, which is not enough where they are part of a clip.
 
         Raises InputError for missing buffers and for rotations of another number.
         """
         if len(rotations) != len(gbuffer):
             raise InputError(f"{len(gbuffer)} rotations, one per frame", str(len(rotations)), "give one for every frame")
         on_cpu = GBuffer(**{name: tensor.cpu() for name, tensor in gbuffer.tensors()}, fps=gbuffer.fps, name=gbuffer.name)
-        depth_range = depth_range or gbuffer.depth_range()
-        relative = may_be_relative(depth_range)
+        relative = gbuffer.has_relative_depth() if relative is None else relative
         traced = self._traced is not None and not relative
         if size is not None and size != gbuffer.size:
             on_cpu.require(DEFAULT_BUFFERS)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_oetf
 from diffusion_renderer.core.devices import find_device
-from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import dot, unit
 from diffusion_renderer.core.sources import GBufferSource
@@ -98,7 +97,7 @@ class SplitSum(ClassicalRenderer):
                 raise InputError(f"{frames} {what}, one per frame", str(number), "give one for every frame")
 
         def pieces() -> Iterator[Clip]:
-            relative, done = is_relative(gbuffer.depth_range()), 0
+            relative, done = gbuffer.has_relative_depth(), 0
             with torch.no_grad():
                 shading = self.shading(light)
             width, height = gbuffer.size

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffusion_renderer.core.color import LUMINANCE, srgb_oetf
 from diffusion_renderer.core.devices import find_device
-from diffusion_renderer.core.encoding import is_relative
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import dot, vectors
 from diffusion_renderer.core.sources import GBufferSource
@@ -147,7 +146,7 @@ class ScreenSpaceRayTracer(ClassicalRenderer):
                 linear = self.denoise(linear, surface)
             return srgb_oetf(linear.clamp(0.0, 1.0)).cpu()
 
-        relative = is_relative(gbuffer.depth_range())
+        relative = gbuffer.has_relative_depth()
         environment = EnvironmentMap(light.radiance.to(self.device), light.name)
 
         def pieces() -> Iterator[Clip]:

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffusion_renderer.core.encoding import LEAST_NORMAL, is_relative, surface_mask
+from diffusion_renderer.core.encoding import LEAST_NORMAL, surface_mask
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import dot, lengths, unit
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, GBuffer
@@ -59,8 +59,8 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     Parameters
     ----------
     camera : only its fields of view matter here, one per frame.
-    relative : whether the depth is relative; None asks `is_relative` about the depths of this G-buffer. A clip rendered in
-        pieces should ask about the whole clip's depth range and say.
+    relative : whether the depth is relative; None asks these G-buffers (`GBuffer.has_relative_depth`). A clip rendered in
+        pieces should ask the whole clip and say.
 
     Raises InputError for a missing buffer or a camera of another number of frames.
     """
@@ -77,7 +77,7 @@ def surfaces(gbuffer: GBuffer, camera: Camera | None = None, *, relative: bool |
     focal = width / (2 * torch.tan(torch.deg2rad(fov) / 2))
     ray = pixel_rays(height, width, focal)
     view = -unit(ray)
-    relative = is_relative(gbuffer.depth_range()) if relative is None else relative
+    relative = gbuffer.has_relative_depth() if relative is None else relative
     depth, seen = metric_depth(gbuffer, relative)
     length = lengths(gbuffer.normal, dim=1)[:, 0]
     towards = torch.where(seen[..., None], normal / length.clamp_min(LEAST_NORMAL)[..., None], view)
