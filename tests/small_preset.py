@@ -16,6 +16,7 @@ SMALL = replace(
     forward_widths=(32, 32, 32, 32),
     env_widths=(32, 32, 32, 32),
     env_size=32,
+    inverse_size=None,
     size=32,
     window=4,
     context_channels=8,

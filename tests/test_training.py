@@ -39,6 +39,7 @@ SMALL = replace(
     inverse_attention=(1,),
     env_size=16,
     size=16,
+    inverse_size=None,
     window=4,
     context_channels=8,
     prior=None,

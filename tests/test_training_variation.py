@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from synthetic import synthetic_clip
 
 from diffusion_renderer.core.color import srgb_eotf
@@ -35,6 +36,29 @@ def none() -> Variation:
 
 def test_no_variation_changes_nothing(clips: torch.Tensor) -> None:
     assert torch.allclose(none().images(clips), clips.float() / 255, atol=CLOSE)
+
+
+def test_images_of_another_size_show_the_same(clips: torch.Tensor) -> None:
+    larger = none().images(clips, (48, 48))
+    expected = F.interpolate(clips.flatten(0, 2).float() / 255, size=(48, 48), mode="bilinear").unflatten(0, clips.shape[:3])
+    # Depth has its range taken anew, which is the only difference.
+    assert torch.allclose(larger[:, :, (RGB, BASE, NORMAL)], expected[:, :, (RGB, BASE, NORMAL)], atol=1e-5)
+    assert (larger[:, :, PACKED] - expected[:, :, PACKED]).abs().mean() < 0.02
+
+
+def test_images_of_another_shape_are_cut_from_the_middle_and_not_stretched(clips: torch.Tensor) -> None:
+    wide = none().images(clips, (32, 64))[:, :, RGB]
+    middle = F.interpolate(clips[:, :, RGB, :, 8:24].flatten(0, 1).float() / 255, size=(32, 64), mode="bilinear")
+    # At the cut's own edges one of them reads over the edge and the other does not.
+    assert torch.allclose(wide.flatten(0, 1)[..., 1:-1, :], middle[..., 1:-1, :], atol=1e-5)
+
+
+def test_large_frames_are_averaged_and_not_left_out_in_between() -> None:
+    rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    board = (255 * ((rows + columns) % 2)).to(torch.uint8).expand(1, 1, len(IMAGES), 3, 128, 128)
+    seen = Variation.none(1).images(board, (16, 16))[:, :, RGB]
+    # Reading four pixels of 64 would give 0 and 1 or anything between, by where they lie.
+    assert (seen[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.02
 
 
 def test_mirror_exchanges_sides_and_turns_normals(clips: torch.Tensor) -> None:

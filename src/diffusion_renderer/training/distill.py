@@ -114,7 +114,7 @@ class DistillStage:
                 preset.lengths,
                 estimated=False,
                 accept=self.base.usable,
-                area=preset.size**2,
+                area=preset.counted_area(self.base.kind),
             ),
         )
 

@@ -68,15 +68,19 @@ def read_frames(
     groups: tuple[tuple[str, ...], ...],
     variation: Variation,
     device: torch.device,
+    size: tuple[int, int] | None = None,
 ) -> Frames:
-    """The frames ``index`` of a store as the networks of a preset with these image groups see them."""
+    """The frames ``index`` of a store as the networks of a preset with these image groups see them.
+
+    ``size`` is the (height, width) of the images; None for that of the frames.
+    """
     pictures = [stored_images(store, index)]
     if store.prior:
         pictures.append(store.take_prior(index))
     variation = variation.to(device)
-    images = variation.images(torch.cat(pictures, dim=2).to(device))
+    images = variation.images(torch.cat(pictures, dim=2).to(device), size)
     known = variation.in_time(group_present(store, index, groups).to(device))[..., None, None].to(images)
-    pixels = variation.defined(store.take_defined(index).to(device))[:, :, None].to(images)
+    pixels = variation.defined(store.take_defined(index).to(device), size)[:, :, None].to(images)
     return Frames(
         video=images[:, :, 0],
         buffers=grouped(images, groups),

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffusion_renderer.core.packing import JOINT_INDEX, embedding_index
+from diffusion_renderer.core.resize import resize
 from diffusion_renderer.core.types import BUFFER_CHANNELS
 from diffusion_renderer.models import AutoencoderKLTemporalDecoder
 from diffusion_renderer.training.data import FrameStore, Mixture
@@ -102,7 +103,8 @@ class InverseStage(LatentStage):
         pairs = zip(*(latents.split(self.preset.latent_channels, dim=2) for latents in both), strict=True)
         index = frame_index(part)[:, 0]
         video = part.store.take(index)[:, 0].to(self.device).float() / 255
-        rows = [video, *(self.decode(latents) for pair in pairs for latents in pair)]
+        images = [self.decode(latents) for pair in pairs for latents in pair]
+        rows = [resize(video, (images[0].shape[-1], images[0].shape[-2])), *images]
         return rearrange(torch.stack(rows), "r n c h w -> c (r h) (n w)")
 
     def export(self, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class LatentStage:
         raise NotImplementedError
 
     def draw(self, step: int, images: int, estimated: bool, weight: float = 1.0) -> Part:
-        """A part of about ``images`` images of the preset's size."""
+        """A part of about ``images`` images, of the preset's size or scaled to one size (see `Preset.counted_area`)."""
         return draw_part(
             self.data,
             step,
@@ -116,7 +116,7 @@ class LatentStage:
             estimated=estimated,
             accept=self.usable,
             weight=weight,
-            area=self.preset.size**2,
+            area=self.preset.counted_area(self.kind),
         )
 
     def losses(self, network: nn.Module, part: Part) -> tuple[Float[Tensor, "items"], dict[str, float]]:
@@ -177,7 +177,11 @@ class LatentStage:
 
     def frames(self, part: Part, variation: Variation) -> Frames:
         """The part's network images, varied."""
-        return read_frames(part.store, frame_index(part), self.preset.groups, variation, self.device)
+        return self._read(part.store, frame_index(part), variation)
+
+    def _read(self, store: FrameStore, index: Int[Tensor, "items frames"], variation: Variation) -> Frames:
+        size = self.preset.image_size(self.kind, store.size)
+        return read_frames(store, index, self.preset.groups, variation, self.device, size)
 
     def variation(self, part: Part, training: bool = True) -> Variation:
         """How the part's items are varied."""
@@ -230,7 +234,7 @@ class LatentStage:
         colours, cells = [], []
         for store, index in evenly(self.data, SAMPLE_FRAMES, self.usable):
             for some in index.split(64):
-                seen = read_frames(store, some[:, None], self.preset.groups, Variation.none(len(some)), self.device)
+                seen = self._read(store, some[:, None], Variation.none(len(some)))
                 colours.append(rearrange(self._local(self.encode(images(seen))), "b f g k h w -> g k (b f h w)"))
                 cells.append(rearrange(self.cells(counted(seen)), "b f g h w -> g 1 (b f h w)"))
         if not colours:

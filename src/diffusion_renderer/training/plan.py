@@ -235,19 +235,25 @@ def _work(preset: Preset, stage: str, options: TrainOptions) -> _Work:
         return _Work(preset.env_encoder, call, frozen, 1, preset.env_size)
     kind = stage if stage != "distill" else options.teacher
     build, call, frozen = _inverse(preset) if kind == "inverse" else _forward(preset, options)
-    return _Work(build, call, frozen, preset.window, preset.size)
+    return _Work(build, call, frozen, preset.window, _image_side(preset, kind))
+
+
+def _image_side(preset: Preset, kind: str) -> int:
+    """Side of a square image of a renderer."""
+    return (preset.inverse_size if kind == "inverse" else None) or preset.size
 
 
 def _inverse(preset: Preset) -> tuple[Any, Call, tuple]:
     """The video and what is made of it are encoded: all groups, or the one that an item asks for."""
-    side, images = preset.size // preset.factor, 1 + (len(preset.groups) if preset.joint else 1)
+    pixels, images = _image_side(preset, "inverse"), 1 + (len(preset.groups) if preset.joint else 1)
+    side = pixels // preset.factor
 
     def call(unet: nn.Module) -> Any:
         sample = torch.zeros(1, preset.window, unet.config.in_channels, side, side)
         context, domain = torch.zeros(1, 1, preset.context_channels), torch.zeros(1, dtype=torch.long)
         return unet(sample, torch.zeros(1), context, torch.zeros(1, 3), domain)
 
-    return preset.inverse_unet, call, (_encoding(preset, preset.size, preset.window * images),)
+    return preset.inverse_unet, call, (_encoding(preset, pixels, preset.window * images),)
 
 
 def _forward(preset: Preset, options: TrainOptions) -> tuple[Any, Call, tuple]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,8 @@ class Preset:
     inverse_widths, forward_widths : of the four levels of each UNet.
     env_widths, env_size : of the environment encoder, and the side of the square images that it reads, pixels.
     size : side of the training images, pixels: the reference of all sizes. Other sizes come from the data (`data.Mixture`).
+    inverse_size : side of the square that has as many pixels as the images of the inverse renderer, in training as later: frames
+        of any size are scaled to it. None: in training as the data are, later about ``size``.
     window : longest clip seen in training, frames.
     joint : the inverse renderer makes all groups in one pass, their latents concatenated. False: one buffer per pass, named by
         the domain embedding (paper, section 4.1), and every training sample is one random buffer.
@@ -82,6 +85,7 @@ class Preset:
     env_size: int
     size: int
     window: int
+    inverse_size: int | None = None
     joint: bool = True
     patch_encoder: bool = True
     frozen_vae: bool = False
@@ -125,6 +129,17 @@ class Preset:
         if not clips:
             return {1: 1.0}
         return {1: 1 - self.clip_share} | dict.fromkeys(clips, self.clip_share / len(clips))
+
+    def image_size(self, kind: Kind, frame: tuple[int, int]) -> tuple[int, int] | None:
+        """(height, width) that frames of (height, width) are scaled to in training; None: they are taken as they are."""
+        if kind == "forward" or self.inverse_size is None:
+            return None
+        scale, multiple = self.inverse_size / math.sqrt(frame[0] * frame[1]), self.factor * 2 ** (len(self.inverse_widths) - 1)
+        return max(1, round(frame[0] * scale / multiple)) * multiple, max(1, round(frame[1] * scale / multiple)) * multiple
+
+    def counted_area(self, kind: Kind) -> int:
+        """Pixels of an image, as a batch counts them; 0: every frame counts as one image, for all are scaled to one size."""
+        return self.size**2 if kind == "forward" or self.inverse_size is None else 0
 
     def learning_rate(self, stage: str) -> float:
         """Peak of the stage's learning rate; all students share that of `distill`."""
@@ -227,7 +242,7 @@ class Preset:
         """What ``renderer.json`` of an exported renderer says of how it is run (see `pipelines.settings`)."""
         sizes = {
             "groups": [list(group) for group in self.groups],
-            "working_area": self.size**2,
+            "working_area": ((self.inverse_size if kind == "inverse" else None) or self.size) ** 2,
             "env_size": self.env_size,
             "window": self.window,
         }
@@ -261,6 +276,7 @@ TINY = Preset(
     env_widths=(64, 96, 128, 128),
     env_size=64,
     size=128,
+    inverse_size=192,
     window=8,
     prior="ssrt",
     residual=True,

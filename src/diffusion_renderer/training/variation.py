@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from diffusion_renderer.core.color import srgb_eotf, srgb_oetf
+from diffusion_renderer.core.resize import resize
 from diffusion_renderer.training.data import DEPTH, IMAGES
 
 #: Smallest part of a frame that is shown, as a share of its side.
@@ -99,25 +100,28 @@ class Variation:
         return Variation(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def images(
-        self, images: UInt8[Tensor, "clips frames kinds 3 height width"]
-    ) -> Float[Tensor, "clips frames kinds 3 height width"]:
+        self, images: UInt8[Tensor, "clips frames kinds 3 height width"], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "clips frames kinds 3 _height _width"]:
         """Clips in the order of `data.IMAGES`, varied, in [0, 1]. Depth stays relative to what the window shows.
 
-        Images behind those are more pictures of the frames, and vary as the video does.
+        Images behind those are more pictures of the frames, and vary as the video does. ``size`` is the (height, width) that
+        they are made in, from the middle of the window where its shape is another; None for the frames' own.
         """
         images = self._expose(self._recolour(self.in_time(images).float() / 255))
-        varied = self._sample(images, "bilinear")
+        varied = self._sample(images, "bilinear", size)
         mirror = self.mirrored[:, None, None, None]
         varied[:, :, _NORMAL, 0] = torch.where(mirror, 1 - varied[:, :, _NORMAL, 0], varied[:, :, _NORMAL, 0])
         kind, channel = DEPTH
         # Interpolated values beside the background are no distances, so the range is taken from uninterpolated ones.
-        depth = self._sample(images[:, :, kind : kind + 1, channel : channel + 1], "nearest")
+        depth = self._sample(images[:, :, kind : kind + 1, channel : channel + 1], "nearest", size)
         varied[:, :, kind, channel] = _relative(varied[:, :, kind, channel], depth[:, :, 0, 0])
         return varied
 
-    def defined(self, masks: UInt8[Tensor, "clips frames height width"]) -> Bool[Tensor, "clips frames height width"]:
+    def defined(
+        self, masks: UInt8[Tensor, "clips frames height width"], size: tuple[int, int] | None = None
+    ) -> Bool[Tensor, "clips frames _height _width"]:
         """Where the varied images are made of pixels whose ground truth is defined (not 0 in ``masks``) and of no other."""
-        whole = self._sample(self.in_time(masks)[:, :, None, None].ne(0).float(), "bilinear")[:, :, 0, 0]
+        whole = self._sample(self.in_time(masks)[:, :, None, None].ne(0).float(), "bilinear", size)[:, :, 0, 0]
         # The four weights of a pixel add up to 1 but for rounding.
         return whole > 1 - 1e-3
 
@@ -163,17 +167,30 @@ class Variation:
             images[changed, :, kind] = torch.where(video == 1, video, exposed)
         return images
 
-    def _sample(self, images: Tensor, mode: str) -> Tensor:
-        """What the window of each clip shows, at the frames' size."""
-        height, width = images.shape[-2:]
+    def _sample(self, images: Tensor, mode: str, size: tuple[int, int] | None) -> Tensor:
+        """What the window of each clip shows, at ``size``."""
+        height, width = images.shape[-2:] if size is None else size
+        narrower = width * images.shape[-2] / (height * images.shape[-1])
+        if mode == "bilinear" and size is not None:
+            images = _reduced(images, size)
         theta = images.new_zeros(len(self.side), 2, 3)
-        theta[:, 0, 0] = torch.where(self.mirrored, -self.side, self.side)
-        theta[:, 1, 1] = self.side
+        theta[:, 0, 0] = torch.where(self.mirrored, -self.side, self.side) * min(1.0, narrower)
+        theta[:, 1, 1] = self.side * min(1.0, 1 / narrower)
         theta[:, :, 2] = self.centre
         grid = F.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
         flat = rearrange(images, "b f k c h w -> b (f k c) h w")
         sampled = F.grid_sample(flat, grid, mode=mode, padding_mode="border", align_corners=False)
         return sampled.unflatten(1, images.shape[1:4])
+
+
+def _reduced(images: Float[Tensor, "clips frames kinds channels _h _w"], size: tuple[int, int]) -> Tensor:
+    """Images no larger than the smallest window at ``size`` asks for, averaged: a window reads four pixels for one, so that what
+    is larger would show moire."""
+    share = min(1.0, max(size[0] / images.shape[-2], size[1] / images.shape[-1]) / LEAST_ZOOM)
+    if share == 1:
+        return images
+    smaller = (round(images.shape[-1] * share), round(images.shape[-2] * share))
+    return resize(images.flatten(0, 2), smaller).unflatten(0, images.shape[:3])
 
 
 def _relative(depth: Float[Tensor, "clips frames height width"], sharp: Float[Tensor, "clips frames height width"]) -> Tensor:

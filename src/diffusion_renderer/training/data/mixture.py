@@ -133,7 +133,8 @@ class Mixture:
         lengths : {frames of an item: share of the steps}. Lengths that no clip of a store has are left out there.
         accept : which frames of a store may be drawn; an item's must all pass.
         estimated : only clips with estimated buffers (see `FrameStore.measured`), only others, or any.
-        area : pixels of a reference image, such as the preset's; None for the commonest frame size.
+        area : pixels of a reference image, such as the preset's; None for the commonest frame size, 0 where every frame counts
+            as one image, for all are scaled to one size.
 
         Sources, and the frame sizes of a source, share the *images* drawn, not the steps: by `Source.weight`, and by their
         number of frames. Raises InputError when nothing passes.
@@ -152,7 +153,7 @@ class Mixture:
     ) -> tuple[_Bucket, ...]:
         key = (images, tuple(lengths.items()), accept, estimated, area)
         if key not in self._remembered:
-            buckets = self._find_buckets(images, lengths, accept, estimated, area or self.area)
+            buckets = self._find_buckets(images, lengths, accept, estimated, self.area if area is None else area)
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
             self._remembered[key] = buckets
@@ -166,7 +167,7 @@ class Mixture:
             groups = []
             for store in source.stores:
                 passing = _passing(store, accept, estimated)
-                group = _store_buckets(source, store, passing, images * area / _area(store), lengths)
+                group = _store_buckets(source, store, passing, images * area / _area(store) if area else images, lengths)
                 groups.append((group, int(passing.sum()) if group else 0))
             frames = sum(count for _, count in groups)
             weight = frames if source.weight is None else source.weight
