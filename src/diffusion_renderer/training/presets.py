@@ -50,8 +50,8 @@ class Preset:
     inverse_widths, forward_widths : of the four levels of each UNet.
     env_widths, env_size : of the environment encoder, and the side of the square images that it reads, pixels.
     size : side of the training images, pixels: the reference of all sizes. Other sizes come from the data (`data.Mixture`).
-    inverse_size : side of the square that has as many pixels as the images of the inverse renderer, in training as later: frames
-        of any size are scaled to it. None: in training as the data are, later about ``size``.
+    inverse_size : side of the square that has as many pixels as the images of the inverse renderer, in training as later:
+        frames of any size are scaled to it. None: in training as the data are, later about ``size``.
     window : longest clip seen in training, frames.
     joint : the inverse renderer makes all groups in one pass, their latents concatenated. False: one buffer per pass, named by
         the domain embedding (paper, section 4.1), and every training sample is one random buffer.

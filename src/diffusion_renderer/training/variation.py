@@ -184,8 +184,8 @@ class Variation:
 
 
 def _reduced(images: Float[Tensor, "clips frames kinds channels _h _w"], size: tuple[int, int]) -> Tensor:
-    """Images no larger than the smallest window at ``size`` asks for, averaged: a window reads four pixels for one, so that what
-    is larger would show moire."""
+    """Images no larger than the smallest window at ``size`` asks for, averaged: larger ones would show moire, for a window
+    reads only four pixels for one."""
     share = min(1.0, max(size[0] / images.shape[-2], size[1] / images.shape[-1]) / LEAST_ZOOM)
     if share == 1:
         return images
