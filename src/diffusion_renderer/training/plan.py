@@ -235,17 +235,12 @@ def _work(preset: Preset, stage: str, options: TrainOptions) -> _Work:
         return _Work(preset.env_encoder, call, frozen, 1, preset.env_size)
     kind = stage if stage != "distill" else options.teacher
     build, call, frozen = _inverse(preset) if kind == "inverse" else _forward(preset, options)
-    return _Work(build, call, frozen, preset.window, _image_side(preset, kind))
-
-
-def _image_side(preset: Preset, kind: str) -> int:
-    """Side of a square image of a renderer."""
-    return (preset.inverse_size if kind == "inverse" else None) or preset.size
+    return _Work(build, call, frozen, preset.window, preset.side(kind))
 
 
 def _inverse(preset: Preset) -> tuple[Any, Call, tuple]:
     """The video and what is made of it are encoded: all groups, or the one that an item asks for."""
-    pixels, images = _image_side(preset, "inverse"), 1 + (len(preset.groups) if preset.joint else 1)
+    pixels, images = preset.side("inverse"), 1 + (len(preset.groups) if preset.joint else 1)
     side = pixels // preset.factor
 
     def call(unet: nn.Module) -> Any:

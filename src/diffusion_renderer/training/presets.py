@@ -130,6 +130,10 @@ class Preset:
             return {1: 1.0}
         return {1: 1 - self.clip_share} | dict.fromkeys(clips, self.clip_share / len(clips))
 
+    def side(self, kind: Kind) -> int:
+        """Side of the square that has as many pixels as a renderer's images."""
+        return self.inverse_size if kind == "inverse" and self.inverse_size is not None else self.size
+
     def image_size(self, kind: Kind, frame: tuple[int, int]) -> tuple[int, int] | None:
         """(height, width) that frames of (height, width) are scaled to in training; None: they are taken as they are."""
         if kind == "forward" or self.inverse_size is None:
@@ -242,7 +246,7 @@ class Preset:
         """What ``renderer.json`` of an exported renderer says of how it is run (see `pipelines.settings`)."""
         sizes = {
             "groups": [list(group) for group in self.groups],
-            "working_area": ((self.inverse_size if kind == "inverse" else None) or self.size) ** 2,
+            "working_area": self.side(kind) ** 2,
             "env_size": self.env_size,
             "window": self.window,
         }
