@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffusion_renderer.models import LatentCodec, SmallDecoder
 from diffusion_renderer.pipelines import DiffusionInverseRenderer, MemoryBudget, load_forward, load_inverse
 from diffusion_renderer.pipelines import memory as memory_module
 from diffusion_renderer.pipelines.memory import PLANS, Managed, available_bytes, is_out_of_memory, limit_memory, needed_bytes
-from diffusion_renderer.pipelines.offload import Offload
+from diffusion_renderer.pipelines.offload import DirectCopies, Offload
 
 #: Largest difference between a lossless plan and the plain path, values in [0, 1], sums in another order: 1.3e-5 measured with
 #: the forward renderer and its LoRA.
@@ -282,7 +283,7 @@ def test_free_memory_is_what_is_free_beside_both(folder: Path, monkeypatch: pyte
 
 
 def test_weights_that_wait_in_main_memory_are_not_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Offload, "_on_device", lambda self, weights: weights.clone())
+    monkeypatch.setattr(DirectCopies, "start", lambda self, weights: ([tensor.clone() for tensor in weights], None))
     managed = inverse(folder, "max")
     everything = managed.memory.held
     managed.memory.offload.set_mode("component")  # as on a GPU, where it begins with everything put away
@@ -308,20 +309,67 @@ class Chain(nn.Module):
         self.decoder = nn.Linear(4, 4)
 
 
-@pytest.mark.parametrize(("mode", "most"), [("component", 2), ("group", 1)])
-def test_weights_are_on_the_device_when_they_are_needed_and_only_then(
-    mode: str, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Copies stand for a GPU: weights at another address than in main memory are on it."""
-    monkeypatch.setattr(Offload, "_on_device", lambda self, weights: weights.clone())
-    network, inputs = Chain(), torch.rand(1, 4)
-    blocks = (*network.down_blocks, network.decoder, network.down_blocks[0])
-    expected = [block(inputs) for block in blocks]
-    offload = Offload([[network]], torch.device("cpu"))
+class Notes:
+    """Copies that stand for a GPU's: weights at another address than in main memory are on it. Notes what happens when."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def start(self, weights: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
+        self.events.append(("start", weights[0].data_ptr()))
+        return [tensor.clone() for tensor in weights], weights[0].data_ptr()
+
+    def wait(self, ticket: int) -> None:
+        self.events.append(("wait", ticket))
+
+
+def offloaded(mode: str) -> tuple[tuple[nn.Module, ...], dict[nn.Module, int], Offload, Notes]:
+    """Blocks of a chain in the order in which they run, their addresses in main memory, and what moves them."""
+    network, notes = Chain(), Notes()
+    blocks = (*network.down_blocks, network.decoder)
+    offload = Offload([[network]], torch.device("cpu"), notes)
     offload.set_mode(mode)
-    waiting = {block: block.weight.data_ptr() for block in blocks}
-    for block, value in zip(blocks, expected, strict=True):
-        assert torch.equal(block(inputs), value) and block.weight.data_ptr() != waiting[block]
-        assert len(offload.present) <= most
+    return blocks, {block: block.weight.data_ptr() for block in blocks}, offload, notes
+
+
+@pytest.mark.parametrize(("mode", "most"), [("component", 2), ("group", 2)])
+def test_weights_are_on_the_device_when_they_are_needed_and_only_then(mode: str, most: int) -> None:
+    blocks, home, offload, notes = offloaded(mode)
+    inputs = torch.rand(1, 4)
+    expected = [nn.functional.linear(inputs, block.weight, block.bias) for block in blocks]
+    for _ in range(2):
+        for block, value in zip(blocks, expected, strict=True):
+            assert torch.equal(block(inputs), value) and block.weight.data_ptr() != home[block]
+            assert len(offload.present) <= most
+            # It ran after its weights had come.
+            assert notes.events.count(("wait", home[block])) == notes.events.count(("start", home[block]))
     offload.park()
-    assert all(block.weight.data_ptr() == waiting[block] for block in blocks)
+    assert all(block.weight.data_ptr() == home[block] for block in blocks)
+
+
+def test_a_networks_weights_come_in_the_order_in_which_its_blocks_run_each_awaited_by_its_own_block() -> None:
+    (first, second, _), home, _, notes = offloaded("component")
+    first(torch.rand(1, 4))
+    assert notes.events == [("start", home[first]), ("start", home[second]), ("wait", home[first])]
+    second(torch.rand(1, 4))
+    assert notes.events[3:] == [("wait", home[second])]
+
+
+def test_the_block_that_ran_next_the_last_time_is_fetched_while_one_runs() -> None:
+    (first, second, decoder), home, offload, notes = offloaded("group")
+    inputs = torch.rand(1, 4)
+    first(inputs)
+    second(inputs)
+    offload.park()
+    notes.events.clear()
+    first(inputs)
+    assert notes.events == [("start", home[first]), ("start", home[second]), ("wait", home[first])]
+    decoder(inputs)  # something else after all: what was fetched in vain goes
+    assert second.weight.data_ptr() == home[second] and len(offload.present) == 1
+
+
+def test_weights_that_were_still_on_their_way_are_awaited_when_all_of_them_stay() -> None:
+    (first, second, _), home, offload, notes = offloaded("component")
+    first(torch.rand(1, 4))
+    offload.set_mode("none")
+    assert notes.events.count(("wait", home[second])) == 1 and not offload.waiting_bytes

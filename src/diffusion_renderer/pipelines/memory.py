@@ -343,8 +343,10 @@ def needed_bytes(renderer: DiffusionRenderer, plan: MemoryPlan, pixels: int) -> 
         return stays + sum(networks) + max(denoising, coding)
     if plan.offload == "component":
         return stays + max(networks[0] // shrink + denoising, networks[1] + coding, networks[2])
-    blocks = [module_bytes(part) for part in (*unet.down_blocks, *unet.up_blocks, unet.mid_block)]
-    return stays + max(max(blocks) // shrink + denoising, networks[1] + coding, networks[2])
+    blocks = [module_bytes(part) for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)]
+    # One runs, the next one comes; after the last one the first one of the next step.
+    pair = max(one + other for one, other in zip(blocks, blocks[1:] + blocks[:1], strict=True))
+    return stays + max(pair // shrink + denoising, networks[1] + coding, networks[2])
 
 
 def module_bytes(module: nn.Module | None) -> int:
