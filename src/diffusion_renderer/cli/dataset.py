@@ -60,6 +60,8 @@ class Dataset:
     """Seed of the dataset; training and evaluation use different ones."""
     family: Annotated[str, *values.one("objects|scenes|mixed", values.choice("--family", FAMILIES), "mixed")] = "mixed"
     """One object without a ground, objects on a ground, or both."""
+    walls: Annotated[float, *values.one("P", values.number_at_least("--walls", 0.0, "a share from 0 to 1"), "0")] = 0.0
+    """How often objects on a ground stand before one to three walls, as in rooms."""
     motions: Motions = ()
     """What moves: orbit oscillation light object-rotation object-translation static (default: all but static)."""
     lights: Annotated[int, *values.one("K", values.count_at_least("--lights", 1), "1")] = 1
@@ -140,6 +142,7 @@ class Dataset:
             denoise=not self.no_denoise,
             denoise_quality=self.denoise_quality,
             family=self.family,
+            walls=self.walls,
             lights=self.lights,
             split=self.split,
             format=self.format,

@@ -20,6 +20,7 @@ from diffusion_renderer.datagen.procedural.materials import Material, random_mat
 from diffusion_renderer.datagen.procedural.panoramas import file_panorama, procedural_panorama
 from diffusion_renderer.datagen.procedural.shapes import MAX_UV, plane, random_shape
 from diffusion_renderer.datagen.settings import DatasetSettings
+from diffusion_renderer.datagen.walls import HALF_SIZE, Wall, random_walls, with_walls
 
 if TYPE_CHECKING:
     from diffusion_renderer.datagen.assets import AssetLibrary
@@ -47,7 +48,7 @@ class SceneSpec:
     Attributes
     ----------
     family : "scene" (objects on a ground) or "objects" (one object before the bare panorama).
-    objects : the first is the ground in a scene.
+    objects : the first is the ground in a scene, with its walls.
     camera : one pose per frame.
     environment : linear radiance, before any exposure.
     brightness : the mean that the display-referred frames should have; the exposure is set from it.
@@ -83,6 +84,8 @@ def random_scene(rng: np.random.Generator, settings: DatasetSettings, library: A
     camera = camera_path(rng, view, motions, settings.frames)
     lights = [maker.light(motions) for _ in range(settings.lights)]
     brightness = float(rng.uniform(0.3, 0.58))
+    if family == "scene" and settings.walls > 0 and rng.random() < settings.walls:
+        objects = (maker.room(objects[0], random_walls(rng, camera, points)), *objects[1:])
     first = lights[0]
     return SceneSpec(
         family, objects, camera, first.environment, brightness, first.rotation, motions, tuple(lights[1:]), first.source
@@ -227,6 +230,17 @@ class _Maker:
         repeats = min(2 * half_size / self.rng.uniform(0.8, 4.0), MAX_UV - 1)
         ground = solid(plane(half_size, repeats), *self.material())
         return placed(ground, _yaw(self.rng.uniform(0, 2 * np.pi)))
+
+    def room(self, ground: SceneObject, walls: tuple[Wall, ...]) -> SceneObject:
+        """The ground with walls, most often all of one material."""
+        planes: list[SceneObject] = []
+        for _ in walls:
+            if planes and self.rng.random() < 0.6:
+                planes.append(planes[0])
+            else:
+                repeats = min(2 * HALF_SIZE / self.rng.uniform(0.8, 4.0), MAX_UV - 1)
+                planes.append(solid(plane(HALF_SIZE, repeats), *self.material()))
+        return with_walls(ground, walls, tuple(planes))
 
 
 def _random_rotation(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:

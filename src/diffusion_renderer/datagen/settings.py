@@ -54,6 +54,7 @@ class DatasetSettings:
         the frames' size, for the panorama is seen behind the objects: 128 rows up to 192 pixels, 256 up to 384, else 512.
     family : one of `FAMILIES`.
     objects_share : how often a mixed data set's clip shows one object without a ground.
+    walls : how often objects on a ground stand before one to three walls (see `walls`).
     motions : the names of `MOTIONS` that are drawn from; a clip has one or two of them. Clips of one frame are static.
     shapes : one of `SHAPES`.
     lights : lights that every clip is rendered under, with the same G-buffers.
@@ -79,6 +80,7 @@ class DatasetSettings:
     panorama_height: int | None = None
     family: str = "mixed"
     objects_share: float = 0.25
+    walls: float = 0.0
     motions: tuple[str, ...] = MOTIONS[:-1]
     shapes: str = "all"
     lights: int = 1
@@ -99,7 +101,7 @@ class DatasetSettings:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} of at least {least}", str(getattr(self, name)), "give a larger number")
-        for name in ("panorama_probability", "objects_share"):
+        for name in ("panorama_probability", "objects_share", "walls"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} between 0 and 1", str(getattr(self, name)), "give a probability")
         if self.panorama_height is None:
