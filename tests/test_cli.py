@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from diffusion_renderer.cli import main
 from diffusion_renderer.cli.app import COMMANDS, explain, parse
+from diffusion_renderer.cli.record import make_output_folder
 from diffusion_renderer.cli.values import flatten
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import BUFFERS
@@ -205,3 +207,11 @@ def test_stages_that_take_turns_share_one_bar(capsys: pytest.CaptureFixture) -> 
     shown = capsys.readouterr().err
     assert [shown.count(f"clip: {what}:   0%") for what in ("reading", "rendering", "writing")] == [1, 1, 1]
     assert "clip: writing: 100%" in shown and "other: reading: 100%" in shown
+
+
+def test_processes_of_one_run_begin_with_the_same_folder_at_the_same_time(tmp_path: Path) -> None:
+    """They tried it with one file, which one of them deleted under the other's hands: seen in a training of two processes."""
+    folder = tmp_path / "run"
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: make_output_folder(folder), range(800))) == {folder}
+    assert list(folder.iterdir()) == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +109,11 @@ def _but_formats(made_from: object) -> object:
 
 def make_output_folder(folder: Path) -> Path:
     """The folder, made when missing. Raises InputError when it is not a folder or not writable."""
-    probe = folder / ".write-test.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        # Of a name of its own: the processes of one training begin with the same folder at the same time.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(
             "an output folder that can be written", f"{folder}: {error.strerror or error}", "give another -o OUT"
