@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_renderer.core.resize import resize
-from diffusion_renderer.pipelines.change import Drawn, guided_change
+from diffusion_renderer.pipelines.change import Drawn, guided_change, textured
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -14,7 +14,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def drawn(frames: torch.Tensor, surface: torch.Tensor | None = None) -> Drawn:
-    return Drawn(frames, torch.ones_like(frames[:, :1]) if surface is None else surface)
+    return Drawn.of(frames, torch.ones_like(frames[:, :1]) if surface is None else surface)
 
 
 def half() -> torch.Tensor:
@@ -31,9 +31,9 @@ def test_nothing_stays_nothing() -> None:
 def test_what_lies_behind_neither_changes_nor_counts(scale: int) -> None:
     """An even change of the surface stays as it is up to its outline, whatever stands beside it."""
     surface, picture = half(), noise(1, 3, 32, 48)
-    large = Drawn(resize(picture, (48 * scale, 32 * scale)), surface.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
+    large = Drawn.of(resize(picture, (48 * scale, 32 * scale)), surface.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
     change = torch.where(surface > 0, 0.1, 7.0).expand(1, 3, 32, 48)
-    found = guided_change(change, Drawn(picture, surface), large)
+    found = guided_change(change, Drawn.of(picture, surface), large)
     assert torch.equal(found * (1 - large.surface), torch.zeros_like(found))
     # Rounding of means and their quotients: measured 2e-7.
     assert torch.allclose(found[..., : 24 * scale], torch.tensor(0.1), atol=1e-5)
@@ -86,3 +86,36 @@ def test_frames_do_not_touch_each_other() -> None:
     pairs = zip(change.split(1), map(drawn, picture.split(1)), strict=True)
     alone = torch.cat([guided_change(one, shown, shown) for one, shown in pairs])
     assert torch.allclose(together, alone, atol=1e-6)
+
+
+def stripes(bright: float, dark: float) -> torch.Tensor:
+    """Of four pixels, 64 x 128."""
+    return torch.where(torch.arange(128) // 4 % 2 == 0, bright, dark).expand(1, 3, 64, 128)
+
+
+def test_a_burnt_patch_that_is_darkened_keeps_its_texture_and_the_mean_that_it_was_given() -> None:
+    """Cut at white, the stripes are gone. The frame has their contrast again, about the mean that the change has left."""
+    large, small = drawn(stripes(2.0, 1.5)), drawn(resize(stripes(2.0, 1.5), (32, 16)))
+    assert bool((large.frames == 1).all())
+    found = textured(large.frames - 0.4, small, large)
+    is_bright = large.uncut > 1.75
+    # 0.4 % measured: each stripe is a pixel of the working size, which the means nearby do not smooth away altogether.
+    assert found[is_bright].mean() / found[~is_bright].mean() == pytest.approx(2.0 / 1.5, rel=0.02)
+    assert found.mean() == pytest.approx(0.6, rel=0.02)
+
+
+def test_what_is_not_burnt_stays_what_it_is() -> None:
+    picture = noise(1, 3, 64, 128)
+    frames = picture - 0.2
+    assert textured(frames, drawn(resize(picture, (32, 16))), drawn(picture)) is frames
+    # Far from a burnt corner, and behind the surfaces, too.
+    burnt = picture.clone()
+    burnt[..., :8, :8] = 3.0
+    found = textured(frames, drawn(resize(burnt, (32, 16))), drawn(burnt))
+    assert torch.equal(found[..., 48:], frames[..., 48:]) and not torch.equal(found[..., :8, :8], frames[..., :8, :8])
+    nothing = torch.zeros(1, 1, 64, 128)
+    behind = drawn(resize(burnt, (32, 16)), resize(nothing, (32, 16)))
+    assert torch.equal(textured(frames, behind, drawn(burnt, nothing)), frames)
+    # Burnt, and not darkened.
+    large = drawn(burnt)
+    assert torch.equal(textured(large.frames, drawn(resize(burnt, (32, 16))), large), large.frames)

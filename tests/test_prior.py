@@ -261,3 +261,14 @@ def test_a_network_that_made_the_whole_frame_begins_with_the_picture(tmp_path: P
     (whole / "renderer.json").write_text(json.dumps(settings | {"residual": True}))
     with pytest.raises(InputError, match="a model with"):
         export.unpack(whole.parent, tmp_path / "other", residual=False)
+
+
+def test_an_uncut_picture_goes_on_beyond_white_and_is_the_same_below() -> None:
+    bright = EnvironmentMap(6 * LIGHT.radiance, LIGHT.name)
+    shade = Prior("ssrt", bright)
+    cut, uncut = (shade(SAMPLE.gbuffer, CAMERA, STILL, relative=True, uncut=value) for value in (False, True))
+    # Rounding of the curve at white: 6e-8.
+    assert torch.allclose(uncut.clamp(max=1.0), cut, rtol=0, atol=1e-6) and uncut.max() > 1.1
+    # No step at white: the curve is as steep on either side.
+    near = (uncut > 0.97) & (uncut < 1.03)
+    assert bool((uncut[near] > 1).any()) and bool((uncut[near] < 1).any())

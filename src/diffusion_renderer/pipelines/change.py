@@ -25,28 +25,64 @@ from diffusion_renderer.pipelines.guided import smoothed
 REACH = 3.0
 #: Variance of the picture's brightness (sRGB) below which it is taken to be even: the change is then its mean.
 EVEN = 1e-4
+#: Standard deviation of the neighbourhood whose mean a burnt place keeps, pixels of the working size.
+TEXTURE_REACH = 4.0
+#: Change from which on a burnt place is taken to be darkened altogether.
+DARKENED = 0.1
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Classical pictures of some frames, sRGB, and 1 where they show a surface."""
+    """Classical pictures of some frames, sRGB: cut at 1, with 1 where they show a surface, and as they were before."""
 
     frames: Float[Tensor, "frames 3 height width"]
     surface: Float[Tensor, "frames 1 height width"]
+    uncut: Float[Tensor, "frames 3 height width"]
+
+    @classmethod
+    def of(cls, uncut: Float[Tensor, "frames 3 height width"], surface: Float[Tensor, "frames 1 height width"]) -> Drawn:
+        """Pictures that may be brighter than 1."""
+        return cls(uncut.clamp(max=1.0), surface, uncut)
 
     @classmethod
     def stack(cls, parts: Sequence[Drawn]) -> Drawn:
         """Several, one after the other."""
-        return cls(torch.cat([part.frames for part in parts]), torch.cat([part.surface for part in parts]))
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "surface", "uncut")))
 
     def frame_by_frame(self) -> list[Drawn]:
         """Each frame by itself."""
-        return [Drawn(*pair) for pair in zip(self.frames.split(1), self.surface.split(1), strict=True)]
+        split = (self.frames.split(1), self.surface.split(1), self.uncut.split(1))
+        return [Drawn(*parts) for parts in zip(*split, strict=True)]
 
     @property
     def brightness(self) -> Float[Tensor, "frames 1 height width"]:
         """Mean of red, green and blue."""
         return self.frames.mean(dim=1, keepdim=True)
+
+
+def textured(
+    frames: Float[Tensor, "frames 3 _height _width"], small: Drawn, large: Drawn
+) -> Float[Tensor, "frames 3 _height _width"]:
+    """The frames with the texture of the uncut picture where the picture is burnt.
+
+    A change darkens a burnt patch to what it should be on the whole, but at 1 the picture has no texture left. There the frame
+    is the uncut picture, brought to the frame's mean nearby. Where nothing is burnt, or darkened, frames stay what they are.
+
+    Parameters
+    ----------
+    frames : pictures with their change, at the size of ``large``.
+    """
+    burnt = ((large.uncut > 1.0).any(dim=1, keepdim=True) & (large.surface > 0)).float()
+    if not bool(burnt.any()):
+        return frames
+    work, full = (small.frames.shape[-1], small.frames.shape[-2]), (large.frames.shape[-1], large.frames.shape[-2])
+    surface = small.surface.clamp_min(1e-3)
+    share = smoothed(surface, TEXTURE_REACH)
+    means = [smoothed(resize(values, work) * surface, TEXTURE_REACH) / share for values in (frames, large.uncut)]
+    gain = resize(means[0] / means[1].clamp_min(1e-3), full)
+    darker = (large.frames - frames).mean(dim=1, keepdim=True).div(DARKENED).clamp(0.0, 1.0)
+    where = resize(smoothed(resize(burnt * darker, work), 1.0), full).clamp(0.0, 1.0) * large.surface
+    return frames + where * (large.uncut * gain - frames)
 
 
 def guided_change(

@@ -21,7 +21,7 @@ from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import EnvironmentImages, environment_images
 from diffusion_renderer.models import CONCATENATED, Checkpoint, LightInput, LightReader
 from diffusion_renderer.models.attention import Projections, kept_projections
-from diffusion_renderer.pipelines.change import Drawn, guided_change
+from diffusion_renderer.pipelines.change import Drawn, guided_change, textured
 from diffusion_renderer.pipelines.diffusion import (
     DiffusionRenderer,
     Tick,
@@ -37,7 +37,8 @@ from diffusion_renderer.pipelines.protocols import Progress
 from diffusion_renderer.pipelines.resuming import Call, Note, ResumePoint
 
 #: Makes the pictures of a classical renderer under one light: ``prior(name, light)`` is called as
-#: ``(gbuffer, camera, rotations, size, relative)`` for some frames at a time and returns ``frames 3 height width`` in sRGB.
+#: ``(gbuffer, camera, rotations, size, relative, uncut)`` for some frames at a time and returns ``frames 3 height width`` in
+#: sRGB, which goes on beyond white where it is ``uncut``.
 #: `render.Prior` is one; it is handed in, for neither layer knows the other.
 Prior = Callable[[str, EnvironmentMap], Callable[..., Tensor]]
 #: Makes the classical pictures of some of the frames, of a size (width, height); none where the model is given none.
@@ -166,7 +167,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             start = condition[chunk][:, -self.codec.channels :].to(made[chunk])
             change = call.fit.unpad(self._decoded(start + made[chunk]) - self._decoded(start))
             small = Drawn.stack([shown[frame] for frame in range(chunk.start, chunk.stop)])
-            large = small if part is None else Drawn(lit.pictures(part, chunk, part.size)[0], _surface(part, relative))
+            large = small if part is None else Drawn.of(lit.pictures(part, chunk, part.size)[0], _surface(part, relative))
             # From estimated buffers pictures are farther off than the network's noise: nothing is taken for that.
             return self.changed(change, small, large, 0.0 if relative else self.settings.residual_noise, sharp=not relative)
 
@@ -189,7 +190,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         The change is at the size of ``small`` and filtered (see `pipelines.change`). What lies behind the surfaces is the
         panorama itself in such a picture, and is left alone.
         """
-        return large.frames + guided_change(F.softshrink(change, noise), small, large, sharp)
+        return textured(large.frames + guided_change(F.softshrink(change, noise), small, large, sharp), small, large)
 
     def _decoded(self, latents: Float[Tensor, "frames channels _h _w"]) -> Float[Tensor, "frames 3 height width"]:
         """Images at the network's size, padding included, on the CPU."""
@@ -272,7 +273,7 @@ class DiffusionForwardRenderer(DiffusionRenderer):
         shade = self._prior(self.settings.prior, light)
 
         def pictures(part: GBuffer, frames: slice, size: tuple[int, int]) -> list[Tensor]:
-            return [shade(part, None if camera is None else camera[frames], rotations[frames], size, relative)]
+            return [shade(part, None if camera is None else camera[frames], rotations[frames], size, relative, uncut=relative)]
 
         return pictures
 
@@ -291,8 +292,8 @@ class DiffusionForwardRenderer(DiffusionRenderer):
             drawn = lit.pictures(chunk, slice(done, done + len(chunk)), call.fit.inner)
             if self.settings.residual:
                 seen = resize(_surface(chunk, lit.relative), call.fit.inner)
-                shown.update(zip(range(done, done + len(chunk)), Drawn(drawn[0], seen).frame_by_frame(), strict=True))
-            images += map(padded.apply, drawn)
+                shown.update(zip(range(done, done + len(chunk)), Drawn.of(drawn[0], seen).frame_by_frame(), strict=True))
+            images += [padded.apply(picture.clamp(max=1.0)) for picture in drawn]
             latents = torch.cat([self.encode(image) for image in images], dim=1)
             done += len(chunk)
             tick(done, call.frames)

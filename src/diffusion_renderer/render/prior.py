@@ -42,6 +42,8 @@ TRACED_MARGIN = 1.5
 #: seen in shows some of the background. On 32 rendered stills 0.09 dB (split-sum 0.08) better than none, on 24 with estimated
 #: buffers 0.13 dB; (1, 2, 1) 0.03 and 0.14. Pixels outside are left alone: where masks are true, nothing was seen there.
 OUTLINE = (1 / 6, 4 / 6, 1 / 6)
+#: The brightest radiance of a picture that is not cut at white.
+BURNT = 16.0
 
 
 class Prior:
@@ -77,6 +79,7 @@ class Prior:
         rotations: Float[Tensor, "frames 3 3"],
         size: tuple[int, int] | None = None,
         relative: bool | None = None,
+        uncut: bool = False,
     ) -> Float[Tensor, "frames 3 height width"]:
         """The frames, sRGB in [0, 1], on the CPU, the panorama behind what was hit.
 
@@ -86,6 +89,7 @@ class Prior:
         rotations : R of each frame: camera-space direction d sees the panorama at ``R d``.
         size : (width, height) of the pictures; None for that of the G-buffers. The aspect ratio must be the G-buffers'.
         relative : whether depth is relative; None asks these frames, which is not enough where they are part of a clip.
+        uncut : leave what is brighter than white as it is, up to radiance `BURNT`, but for outlines and where rays are traced.
 
         Raises InputError for missing buffers and for rotations of another number.
         """
@@ -98,7 +102,11 @@ class Prior:
             on_cpu.require(DEFAULT_BUFFERS)
             on_cpu, relative = _smaller(on_cpu, size, relative), False
         seen, turns = surfaces(on_cpu, camera, relative=relative), rotations.float().cpu()
-        pictures = srgb_oetf(self._shading(seen, turns).clamp(0.0, 1.0))
+        linear = self._shading(seen, turns).clamp(0.0, BURNT if uncut else 1.0)
+        pictures = srgb_oetf(linear)
+        if uncut:
+            # The curve goes on beyond white; `srgb_oetf` ends there.
+            pictures = torch.where(linear > 1, 1.055 * linear.pow(1 / 2.4) - 0.055, pictures)
         if traced:
             pictures = (pictures + self._change(on_cpu, seen, pictures, camera, turns)).clamp(0.0, 1.0)
         return self._outlined(pictures, seen, turns)
