@@ -48,7 +48,7 @@ def test_walls_stand_upright_where_they_should_and_face_what_they_are_behind() -
             corners, normal = part.mesh.positions, part.mesh.normals[0]
             assert np.ptp(corners @ normal) < 1e-9 and np.ptp(corners[:, 1]) == pytest.approx(2 * HALF_SIZE)
             assert ((points - corners[0]) @ normal).min() > 0.01
-            # From a little above the things to far above the frame; the ground may end before it.
+            # Some of it is below the ground, which may end before it.
             assert corners[:, 1].min() < -1 and corners[:, 1].max() > 0
             a, b, c = corners[part.mesh.faces[0]]
             assert np.cross(b - a, c - a) @ normal > 0

@@ -25,7 +25,8 @@ from diffusion_renderer.pipelines.guided import smoothed
 REACH = 3.0
 #: Variance of the picture's brightness (sRGB) below which it is taken to be even: the change is then its mean.
 EVEN = 1e-4
-#: Standard deviation of the neighbourhood whose mean a burnt place keeps, pixels of the working size.
+#: Standard deviation of the neighbourhood whose mean a burnt place keeps, pixels of the working size. Chosen by eye on two real
+#: clips; rendered clips of 128 x 128 do not tell (0.01 dB).
 TEXTURE_REACH = 4.0
 #: Change from which on a burnt place is taken to be darkened altogether.
 DARKENED = 0.1
