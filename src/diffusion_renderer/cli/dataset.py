@@ -62,6 +62,8 @@ class Dataset:
     """One object without a ground, objects on a ground, or both."""
     walls: Annotated[float, *values.one("P", values.number_at_least("--walls", 0.0, "a share from 0 to 1"), "0")] = 0.0
     """How often objects on a ground stand before one to three walls, as in rooms."""
+    prints: Annotated[float, *values.one("P", values.number_at_least("--prints", 0.0, "a share from 0 to 1"), "0")] = 0.0
+    """How often they stand on a printed mat, board or cloth: lines and letters on an even colour."""
     motions: Motions = ()
     """What moves: orbit oscillation light object-rotation object-translation static (default: all but static)."""
     lights: Annotated[int, *values.one("K", values.count_at_least("--lights", 1), "1")] = 1
@@ -143,6 +145,7 @@ class Dataset:
             denoise_quality=self.denoise_quality,
             family=self.family,
             walls=self.walls,
+            prints=self.prints,
             lights=self.lights,
             split=self.split,
             format=self.format,

@@ -16,7 +16,7 @@ from diffusion_renderer.core.types import Camera, EnvironmentMap
 from diffusion_renderer.datagen.motion import camera_path, light_turns, random_motions, random_view, sliding, turning
 from diffusion_renderer.datagen.objects import SceneObject, Source, placed, solid
 from diffusion_renderer.datagen.placement import Body, Occupied, at, onto_ground, rotation_to_rest
-from diffusion_renderer.datagen.procedural.materials import Material, random_material
+from diffusion_renderer.datagen.procedural.materials import Material, printed_material, random_material
 from diffusion_renderer.datagen.procedural.panoramas import file_panorama, procedural_panorama
 from diffusion_renderer.datagen.procedural.shapes import MAX_UV, plane, random_shape
 from diffusion_renderer.datagen.settings import DatasetSettings
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_ASSETS, MAX_PRIMITIVES = 3, 4
 #: How often a thing is made from a file where there are files: models, a primitive's or ground's material.
 _FROM_FILE = 0.7
+#: How often a thing of one material has a print where the ground has one.
+_PRINTED_TOO = 0.2
 _PLACES = 12
 
 
@@ -84,6 +86,8 @@ def random_scene(rng: np.random.Generator, settings: DatasetSettings, library: A
     camera = camera_path(rng, view, motions, settings.frames)
     lights = [maker.light(motions) for _ in range(settings.lights)]
     brightness = float(rng.uniform(0.3, 0.58))
+    if family == "scene" and settings.prints > 0 and rng.random() < settings.prints:
+        objects = maker.printed(objects)
     if family == "scene" and settings.walls > 0 and rng.random() < settings.walls:
         objects = (maker.room(objects[0], random_walls(rng, camera, points)), *objects[1:])
     first = lights[0]
@@ -230,6 +234,17 @@ class _Maker:
         repeats = min(2 * half_size / self.rng.uniform(0.8, 4.0), MAX_UV - 1)
         ground = solid(plane(half_size, repeats), *self.material())
         return placed(ground, _yaw(self.rng.uniform(0, 2 * np.pi)))
+
+    def printed(self, objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
+        """The same things with a printed ground; now and then one of them carries a print, too."""
+        changed = []
+        for index, item in enumerate(objects):
+            if index > 0 and (len(item.parts) > 1 or self.rng.random() >= _PRINTED_TOO):
+                changed.append(item)
+                continue
+            made = solid(item.parts[0].mesh, printed_material(self.rng, self.settings.texture_size))
+            changed.append(replace(made, poses=item.poses))
+        return tuple(changed)
 
     def room(self, ground: SceneObject, walls: tuple[Wall, ...]) -> SceneObject:
         """The ground with walls, most often all of one material."""

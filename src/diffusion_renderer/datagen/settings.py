@@ -55,6 +55,7 @@ class DatasetSettings:
     family : one of `FAMILIES`.
     objects_share : how often a mixed data set's clip shows one object without a ground.
     walls : how often objects on a ground stand before one to three walls (see `walls`).
+    prints : how often they stand on a printed sheet, such as a mat, a board or a table cloth (see `procedural.prints`).
     motions : the names of `MOTIONS` that are drawn from; a clip has one or two of them. Clips of one frame are static.
     shapes : one of `SHAPES`.
     lights : lights that every clip is rendered under, with the same G-buffers.
@@ -81,6 +82,7 @@ class DatasetSettings:
     family: str = "mixed"
     objects_share: float = 0.25
     walls: float = 0.0
+    prints: float = 0.0
     motions: tuple[str, ...] = MOTIONS[:-1]
     shapes: str = "all"
     lights: int = 1
@@ -101,7 +103,7 @@ class DatasetSettings:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} of at least {least}", str(getattr(self, name)), "give a larger number")
-        for name in ("panorama_probability", "objects_share", "walls"):
+        for name in ("panorama_probability", "objects_share", "walls", "prints"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} between 0 and 1", str(getattr(self, name)), "give a probability")
         if self.panorama_height is None:

@@ -26,7 +26,7 @@ MARGIN = 0.03
 #: How often red, green and blue are permuted, the light is made stronger or weaker, and time runs backwards.
 RECOLOUR_SHARE, EXPOSURE_SHARE, BACKWARDS_SHARE = 0.5, 0.5, 0.5
 #: Darkest and brightest light, stops. Brighter frames burn, so there is less room above.
-EXPOSURE_STOPS = (-1.0, 0.5)
+EXPOSURE_STOPS = (-1.75, 1.25)
 
 _RGB, _BASE, _NORMAL = (IMAGES.index(name) for name in ("rgb", "basecolor", "normal"))
 

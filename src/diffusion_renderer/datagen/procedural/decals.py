@@ -17,7 +17,7 @@ def decorated(rng: np.random.Generator, base: Layers) -> Layers:
     for _ in range(int(rng.integers(1, 4))):
         kind = rng.choice(["letters", "sticker", "stripes"], p=[0.4, 0.4, 0.2])
         if kind == "letters":
-            base = _printed(rng, base, _letters(rng, base.size, rng.uniform(0.05, 0.2)))
+            base = _printed(rng, base, letters(rng, base.size, rng.uniform(0.05, 0.2)))
         elif kind == "stripes":
             base = _printed(rng, base, _stripes(rng, base.size))
         else:
@@ -60,14 +60,14 @@ def _sticker(rng: np.random.Generator, base: Layers) -> Layers:
     ink, style = np.clip(random_colour(rng), 0.02, 0.88), rng.random()
     if style < 0.4:
         inside = smoothstep(0.9, 0.9 - soft, distance)
-        return base.covered(inside * _letters(rng, size, 0.45 * scale, centre, angle), ink)
+        return base.covered(inside * letters(rng, size, 0.45 * scale, centre, angle), ink)
     if style < 0.7:
         return base.covered(smoothstep(0.92, 0.92 - soft, distance) * smoothstep(0.82 - soft, 0.82, distance), ink)
     bars = smoothstep(-0.2, 0.2, np.sin(rng.uniform(6, 20) * x)) * (np.abs(y) < 0.3) * (np.abs(x) < 0.7)
     return base.covered(bars, ink)
 
 
-def _letters(
+def letters(
     rng: np.random.Generator, size: int, height: float, centre: np.ndarray | None = None, angle: float | None = None
 ) -> Float[np.ndarray, "size size"]:
     """A line of random signs, each of four straight strokes between points of a 3 x 4 raster; looks like text.

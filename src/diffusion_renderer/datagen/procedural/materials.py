@@ -7,7 +7,7 @@ Every texture repeats seamlessly. A random material is a surface (`surfaces`, `m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from diffusion_renderer.datagen.procedural import metals, surfaces, weathering
 from diffusion_renderer.datagen.procedural.decals import decorated
 from diffusion_renderer.datagen.procedural.layers import ROUGHNESS, Layers, height_normals
 from diffusion_renderer.datagen.procedural.patterns import PATTERNS, pattern_field
+from diffusion_renderer.datagen.procedural.prints import printed
 
 #: Texels along each side of every texture.
 TEXTURE_SIZE = 128
@@ -23,7 +24,15 @@ TEXTURE_SIZE = 128
 # Bounds of every random texture's base colour: nothing real is blacker or, metals apart, whiter.
 _REFLECTANCE = (0.015, 0.97)
 
-__all__ = ["PATTERNS", "TEXTURE_SIZE", "Material", "constant_material", "painted_material", "random_material"]
+__all__ = [
+    "PATTERNS",
+    "TEXTURE_SIZE",
+    "Material",
+    "constant_material",
+    "painted_material",
+    "printed_material",
+    "random_material",
+]
 
 
 @dataclass(frozen=True)
@@ -100,13 +109,22 @@ def random_material(rng: np.random.Generator, size: int = TEXTURE_SIZE) -> Mater
     """
     names = list(_SURFACES)
     weights = np.array([_SURFACES[name][0] for name in names])
-    made = _SURFACES[str(rng.choice(names, p=weights / weights.sum()))][1](rng, size)
-    words = [made.name]
+    made = _worn(rng, _SURFACES[str(rng.choice(names, p=weights / weights.sum()))][1](rng, size))
+    return _finished(made, made.name, relief=rng.random() < _RELIEF_SHOWN)
+
+
+def printed_material(rng: np.random.Generator, size: int = TEXTURE_SIZE) -> Material:
+    """A flat sheet with lines and letters (`prints`), new or worn, ``size`` texels a side. None of them is metal."""
+    made = _worn(rng, printed(rng, size))
+    return _finished(made, made.name, relief=False)
+
+
+def _worn(rng: np.random.Generator, made: Layers) -> Layers:
+    """What time does to a surface; its name begins with what has happened last."""
     for word, (share, function) in _WEAR.items():
         if rng.random() < share:
-            made = function(rng, made)
-            words.insert(0, word)
-    return _finished(made, " ".join(words), relief=rng.random() < _RELIEF_SHOWN)
+            made = replace(function(rng, made), name=f"{word} {made.name}")
+    return made
 
 
 def _finished(made: Layers, name: str, relief: bool) -> Material:
