@@ -33,8 +33,8 @@ def test_a_print_is_a_sheet_with_thin_marks_and_never_metal() -> None:
         dark += made.name.startswith("dark")
     # A quarter of the inks are of any colour, that of the sheet among them.
     assert unseen <= 4
-    # Wherever the rasters are fine and stripes run beside them, marks take more than the sheet; most often they are thin.
-    assert 0.05 < np.median(marked) < 0.35 and np.mean(np.array(marked) > 0.5) < 0.15
+    # Fine rasters with their soft rims take as much as the sheet; most often marks are thin.
+    assert 0.05 < np.median(marked) < 0.35 and np.mean(np.array(marked) > 0.5) < 0.25
     # Binomial with p = 0.45: within three deviations.
     assert 9 <= dark <= 27
 

@@ -77,8 +77,8 @@ def _raster(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size
 
 def _ruled(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
     """Parallel lines at equal distances."""
-    axis = grid(size)[int(rng.integers(2))]
-    return _drawn(_to_line(axis, int(rng.integers(3, 25))), _width(rng, size), size)
+    axis, count = grid(size)[int(rng.integers(2))], int(rng.integers(3, 25))
+    return _drawn(_to_line(axis, count), min(_width(rng, size), 0.3 / count), size)
 
 
 def _straight(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
