@@ -21,7 +21,15 @@ from diffusion_renderer.editing import load_forward as load_any_forward
 from diffusion_renderer.models import LatentCodec, SmallDecoder
 from diffusion_renderer.pipelines import DiffusionInverseRenderer, MemoryBudget, load_forward, load_inverse
 from diffusion_renderer.pipelines import memory as memory_module
-from diffusion_renderer.pipelines.memory import PLANS, Managed, available_bytes, is_out_of_memory, limit_memory, needed_bytes
+from diffusion_renderer.pipelines.memory import (
+    PLANS,
+    Managed,
+    MemoryManager,
+    available_bytes,
+    is_out_of_memory,
+    limit_memory,
+    needed_bytes,
+)
 from diffusion_renderer.pipelines.offload import DirectCopies, Offload
 
 #: Largest difference between a lossless plan and the plain path, values in [0, 1], sums in another order: 1.3e-5 measured with
@@ -235,6 +243,42 @@ def test_the_plan_is_the_fastest_that_fits(folder: Path, monkeypatch: pytest.Mon
         managed.memory.prepare(16 * 16)
         fits = next((i for i, need in enumerate(needs) if need <= budget), len(PLANS) - 1)
         assert managed.memory.level == fits <= expected
+
+
+def test_image_groups_are_made_beside_each_other_where_there_is_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on a CPU, where nothing is gained; in a plan that saves memory in the network, and without room, one by one.
+
+    In double precision, for the reason given above.
+    """
+    managed, calls = load_inverse(folder / "inverse", device="cpu", dtype=torch.float64, memory="24GB"), []
+    predict = DiffusionInverseRenderer.predict_batch
+    monkeypatch.setattr(
+        DiffusionInverseRenderer,
+        "predict_batch",
+        lambda self, unet, inputs, *rest, **named: calls.append(len(inputs)) or predict(self, unet, inputs, *rest, **named),
+    )
+    one_by_one = managed(clip_of(2), buffers=BUFFERS[:3], steps=1)
+    assert set(calls) == {1}
+    calls.clear()
+    manager = managed.memory
+    monkeypatch.setattr(MemoryManager, "groups_at_once", lambda self, pixels, groups: 2)
+    assert difference(managed(clip_of(2), buffers=BUFFERS[:3], steps=1), one_by_one) <= ROUNDING
+    assert calls == [2, 1]
+    monkeypatch.undo()
+
+    monkeypatch.setattr(manager, "device", torch.device("cuda"))
+    plan, pixels = PLANS[0], 16 * 16
+    room = {count: needed_bytes(managed, plan, pixels, count) for count in (1, 2, 3, 4, 5)}
+    assert room[1] == needed_bytes(managed, plan, pixels) <= room[2] and room[3] < room[5]
+    for count in (3, 5):
+        monkeypatch.setattr(MemoryBudget, "left", lambda self, member, count=count: room[count])
+        assert manager.groups_at_once(pixels, 5) == count
+    monkeypatch.setattr(MemoryBudget, "left", lambda self, member: room[1] - 1)
+    assert manager.groups_at_once(pixels, 5) == 1
+    monkeypatch.setattr(MemoryBudget, "left", lambda self, member: None)
+    assert manager.groups_at_once(pixels, 5) == 5
+    monkeypatch.setattr(manager, "level", 1)
+    assert manager.groups_at_once(pixels, 5) == 1
 
 
 def test_auto_measures_what_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,17 @@ class MemoryManager:
         fitting = (level for level, need in enumerate(needs) if need <= budget)
         self._go(max(self.level, min(next(fitting, len(PLANS) - 1), self._lowest)))
 
+    def groups_at_once(self, pixels: int, groups: int) -> int:
+        """Image groups, of so many in all, that one call of the network may make: as many as the budget has room for.
+
+        One on a CPU, where a larger batch gains nothing, and in plans that save memory in the network.
+        """
+        if self.device.type == "cpu" or self.plan.sliced:
+            return 1
+        budget = self._budget.left(self)
+        fitting = (n for n in range(groups, 1, -1) if needed_bytes(self._renderer, self.plan, pixels, n) <= budget)
+        return groups if budget is None else next(fitting, 1)
+
     def step_down(self) -> bool:
         """Take the next plan after memory ran out, and say so; False when there is none."""
         if self.level + 1 == len(PLANS):
@@ -217,13 +228,21 @@ class Managed(DiffusionRenderer):
             view = copy.copy(self)
             # Of its own: another call that runs out of memory must not change how many frames this one decodes at once.
             view.codec = replace(self.codec, chunk=min(self.codec.chunk, self.memory.plan.chunk or self.codec.chunk))
-            return super(Managed, view).stream(source, *args, resume=point, note=note, **options)
+            given = {**self._fitting(inner[0] * inner[1]), **options}
+            return super(Managed, view).stream(source, *args, resume=point, note=note, **given)
 
         return resumed(start, self.memory, asked, told)
 
+    def _fitting(self, pixels: int) -> dict[str, Any]:
+        """Options of `stream` that go by the plan at hand, for images of so many pixels."""
+        return {}
+
 
 class ManagedInverseRenderer(Managed, DiffusionInverseRenderer):
-    """`DiffusionInverseRenderer` within a memory budget."""
+    """`DiffusionInverseRenderer` within a memory budget: as many image groups in one call as it has room for."""
+
+    def _fitting(self, pixels: int) -> dict[str, Any]:
+        return {"batch_groups": self.memory.groups_at_once(pixels, len(self.settings.groups))}
 
 
 class ManagedForwardRenderer(Managed, DiffusionForwardRenderer):
@@ -320,8 +339,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in ("out of memory", "can't allocate memory"))
 
 
-def needed_bytes(renderer: DiffusionRenderer, plan: MemoryPlan, pixels: int) -> int:
+def needed_bytes(renderer: DiffusionRenderer, plan: MemoryPlan, pixels: int, batch: int = 1) -> int:
     """Estimate of the peak on the device, for images of so many pixels: weights that lie there, and the largest stage's values.
+
+    ``batch`` is the number of image groups that the UNet makes in one call.
 
     Weights and layer widths are read from the modules. The G-buffers and latents of the clip are small beside these.
     """
@@ -330,7 +351,7 @@ def needed_bytes(renderer: DiffusionRenderer, plan: MemoryPlan, pixels: int) -> 
     chunk = min(renderer.codec.chunk, plan.chunk or renderer.codec.chunk)
     values = SLICED_VALUES if plan.sliced else UNET_VALUES
     size = torch.finfo(unet.dtype).bits // 8
-    denoising = values * size * unet.config.block_out_channels[0] * renderer.window * pixels // factor**2
+    denoising = batch * values * size * unet.config.block_out_channels[0] * renderer.window * pixels // factor**2
     width = vae.config.block_out_channels[0]
     encoding = 2 * vae.config.latent_channels / factor**2 if vae.config.patch_encoder else ENCODER_VALUES * width
     decoding = DECODER_VALUES * width if small is None else small.live_values
