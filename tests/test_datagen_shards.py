@@ -93,6 +93,22 @@ def test_a_data_set_begun_before_there_was_a_split_goes_on(dataset: Path, tmp_pa
         generate_shards(tmp_path / "old", replace(TINY, split="test"), clips=3, shard_size=2, seed=4, progress=False)
 
 
+def test_data_sets_begun_before_a_setting_existed_go_on(dataset: Path, tmp_path: Path) -> None:
+    """Whether their list names the later settings, at what is now their default, or does not."""
+    asked = {"clips": 3, "shard_size": 2, "seed": 4, "progress": False}
+    for number, named in enumerate(({}, {"walls": 0.0}, {"walls": 0.0, "prints": 0.0})):
+        old = tmp_path / str(number)
+        shutil.copytree(dataset, old)
+        index = json.loads((old / "index.json").read_text())
+        assert not {"walls", "prints"} & index["settings"].keys()
+        index["settings"] |= named
+        (old / "index.json").write_text(json.dumps(index))
+        assert generate_shards(old, TINY, **asked)["complete"]
+        with pytest.raises(InputError, match="another settings"):
+            generate_shards(old, replace(TINY, prints=0.5), **asked)
+    assert DatasetSettings.from_json(replace(TINY, prints=0.5).to_json()).prints == 0.5
+
+
 def test_progress_can_be_a_function(dataset: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
     shutil.copytree(dataset, tmp_path / "part")

@@ -213,6 +213,24 @@ def test_folders_of_assets_give_data_sets_of_their_own(rendered: list, tmp_path:
         run_session(short(assets=(tmp_path / "other",)), stages(tmp_path / "run"), "small")
 
 
+def test_scenes_have_walls_and_prints_but_in_a_data_set_that_was_begun_without(rendered: list, tmp_path: Path) -> None:
+    from diffusion_renderer.training.session_data import PRINTS, WALLS, render_data
+
+    def chosen() -> list[dict[str, Any]]:
+        folders = render_data(short(clips=2), SMALL, tmp_path, minutes=5.0)
+        return [json.loads((folder / "index.json").read_text())["settings"] for folder in folders]
+
+    for settings in chosen():
+        assert (settings["walls"], settings["prints"]) == (WALLS, PRINTS) and 0 < PRINTS < 1
+    for index in tmp_path.glob("*/index.json"):
+        begun = json.loads(index.read_text())
+        del begun["settings"]["walls"], begun["settings"]["prints"]
+        index.write_text(json.dumps(begun))
+        (index.parent / "shard-000000.tar").unlink()
+    assert not any({"walls", "prints"} & settings.keys() for settings in chosen())
+    assert all(any(folder.glob("shard-*.tar")) for folder in tmp_path.iterdir())
+
+
 def test_a_session_without_any_data_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dataset"):
         run_session(short(render=0), stages(tmp_path), "small")

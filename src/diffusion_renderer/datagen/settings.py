@@ -28,6 +28,9 @@ DENOISE_QUALITIES = ("high", "balanced", "fast")
 SHAPES = ("all", "primitives", "rich")
 #: Which of the assets in folders are used: all, or those that `assets.split` keeps for training or for testing.
 SPLITS = ("all", "train", "test")
+#: Settings that came after the first data sets. At these values they are not written down, so that what was begun without them
+#: (data sets, rendered suites and the figures of these) goes on.
+LATER: dict[str, Any] = {"walls": 0.0, "prints": 0.0}
 #: The seed of the clips that renderers are scored on; training refuses shards made from it.
 EVALUATION_SEED = 777_777
 #: Every such seed; the suites of `evaluation.suites` have one each.
@@ -127,8 +130,8 @@ class DatasetSettings:
             raise InputError(f"a Mitsuba variant ({', '.join(VARIANTS)})", self.variant, "leave it out to choose automatically")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as plain values; the panorama folder by its name only, so that no machine's paths are stored."""
-        values = asdict(self)
+        """The settings as plain values but for those of `LATER`; folders by their names only: no machine's paths are stored."""
+        values = without_later(asdict(self))
         for name in ("models", "materials", "panoramas"):
             folder = getattr(self, name)
             values[name] = None if folder is None else Path(folder).name
@@ -155,6 +158,11 @@ class DatasetSettings:
         """Texels along a side of procedural textures, and at most of files' textures: more would not be seen in a frame."""
         longest = max(self.width, self.height)
         return 128 if longest <= 192 else 256 if longest <= 384 else 512
+
+
+def without_later(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as plain values without those of `LATER` that are as they were before these could be set."""
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MANY_SHARDS = 10_000
 #: Seed of the clips that are trained on, and of those that are kept apart; evaluation has its own, which both refuse.
 SEED, HELD_OUT_SEED = 0, 1
+#: Shares of the scenes with walls and with a printed ground, as real shots have them (LOG.md); `evaluate` shows neither.
+WALLS, PRINTS = 0.25, 0.15
 #: Clips kept apart that are rendered at once.
 HELD_OUT_SHARD = 8
 
@@ -79,13 +81,22 @@ def _data_sets(options: SessionOptions, preset: Preset, out: Path, lengths: Iter
         assets = {} if folder is None else {**asset_folders(folder), "split": "train"}
         name = "procedural" if folder is None else folder.resolve().name
         for frames in lengths:
-            settings = DatasetSettings(
-                frames=frames, width=size, height=size, samples=options.samples, variant=options.variant, **assets
-            )
-            found[out / f"{name}-{frames}x{size}px"] = settings
+            target = out / f"{name}-{frames}x{size}px"
+            sizes = {"frames": frames, "width": size, "height": size}
+            shown = {**_surroundings(target), **assets}
+            found[target] = DatasetSettings(samples=options.samples, variant=options.variant, **sizes, **shown)
     if len(found) < len(lengths) * max(1, len(options.assets)):
         raise InputError("folders of assets with different names", ", ".join(map(str, options.assets)), "rename one")
     return found
+
+
+def _surroundings(folder: Path) -> dict[str, float]:
+    """Shares of walls and prints; none in a data set that was begun before `train all` had any, so that it goes on."""
+    index = folder / "index.json"
+    if index.exists():
+        begun = json.loads(index.read_text(encoding="utf-8")).get("settings") or {}
+        return {name: begun.get(name, 0.0) for name in ("walls", "prints")}
+    return {"walls": WALLS, "prints": PRINTS}
 
 
 def count_images(folders: Iterable[Path]) -> int:

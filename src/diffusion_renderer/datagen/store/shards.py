@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.datagen.engine.variant import activate, choose_variant, trust
 from diffusion_renderer.datagen.generate import Unfinished, asset_library, draw, finish, render_unfinished
-from diffusion_renderer.datagen.settings import DatasetSettings, Sample
+from diffusion_renderer.datagen.settings import DatasetSettings, Sample, without_later
 from diffusion_renderer.datagen.store.encode import decode_clip, encode_clip
 
 #: Clips that wait to be traced, and clips that wait to be finished, in every process.
@@ -146,7 +146,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if index.exists():
         found = json.loads(index.read_text())
         if isinstance(found.get("settings"), dict) and "split" in identity["settings"]:
-            found["settings"] = {"split": "all"} | found["settings"]  # data sets begun before there was a split
+            # Data sets begun before there was a split, and when all settings were written down.
+            found["settings"] = {"split": "all"} | without_later(found["settings"])
         differs = [name for name in identity if found.get(name) != json.loads(json.dumps(identity[name]))]
         if differs:
             raise InputError(
