@@ -13,7 +13,7 @@ from diffusion_renderer.core.color import srgb_eotf
 from diffusion_renderer.core.geometry import rotation_y
 from diffusion_renderer.training.data import IMAGES, FrameStore, store_clips
 from diffusion_renderer.training.lights import light_images
-from diffusion_renderer.training.variation import BACKWARDS_SHARE, EXPOSURE_STOPS, LEAST_ZOOM, MARGIN, Variation
+from diffusion_renderer.training.variation import BACKWARDS_SHARE, EXPOSURE_STOPS, LEAST_ZOOM, MARGIN, SEEN_STOPS, Variation
 
 #: Depth's farthest surface is stored as 254 of 255 and given back as 1; the rest is exact to float32 interpolation.
 CLOSE = 1 / 255 + 1e-5
@@ -200,6 +200,14 @@ def test_undefined_pixels_reach_no_defined_one(clips: torch.Tensor) -> None:
         assert not torch.equal(drawn.images(spoilt), drawn.images(blank))
 
 
+def test_what_is_only_looked_at_varies_more_in_brightness_than_what_is_learnt() -> None:
+    from diffusion_renderer.training.forward import ForwardStage
+    from diffusion_renderer.training.inverse import InverseStage
+
+    assert InverseStage.exposure_stops == SEEN_STOPS and ForwardStage.exposure_stops == EXPOSURE_STOPS
+    assert SEEN_STOPS[0] < EXPOSURE_STOPS[0] and SEEN_STOPS[1] > EXPOSURE_STOPS[1]
+
+
 def test_drawn_variations_stay_in_their_ranges_and_follow_the_generator() -> None:
     drawn = Variation.draw(4000, torch.Generator().manual_seed(5))
     again = Variation.draw(4000, torch.Generator().manual_seed(5))
@@ -207,8 +215,11 @@ def test_drawn_variations_stay_in_their_ranges_and_follow_the_generator() -> Non
     assert drawn.side.min() >= LEAST_ZOOM and drawn.side.max() <= 1
     # A window never reaches farther beyond the frame than the margin.
     assert (drawn.centre.abs().amax(dim=1) + drawn.side - 1).max() <= 2 * MARGIN + 1e-6
-    stops = drawn.exposure.log2()
-    assert stops.min() >= EXPOSURE_STOPS[0] and stops.max() <= EXPOSURE_STOPS[1]
+    for low, high in (EXPOSURE_STOPS, SEEN_STOPS):
+        stops = Variation.draw(4000, torch.Generator().manual_seed(5), (low, high)).exposure.log2()
+        # Of some 2,000 draws the outermost are within a hundredth of the range's ends.
+        assert stops.min() == pytest.approx(low, abs=0.01 * (high - low)) and stops.min() >= low
+        assert stops.max() == pytest.approx(high, abs=0.01 * (high - low)) and stops.max() <= high
     assert torch.equal(drawn.order.sort(dim=1).values, torch.arange(3).expand(4000, 3))
     # Three standard errors of a share of one half over 4000 draws are 0.024.
     assert drawn.mirrored.float().mean().item() == pytest.approx(0.5, abs=0.024)

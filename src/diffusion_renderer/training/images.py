@@ -55,11 +55,11 @@ def frame_index(part: Part) -> Int[Tensor, "items frames"]:
     return torch.tensor([item.frames for item in part.items])
 
 
-def variation_of(part: Part, augment: bool) -> Variation:
+def variation_of(part: Part, augment: bool, exposure_stops: tuple[float, float]) -> Variation:
     """How each item of a part is varied: drawn from its own seed, so that no other item matters."""
     if not augment:
         return Variation.none(len(part.items))
-    return Variation.stack([Variation.draw(1, item.generator("variation")) for item in part.items])
+    return Variation.stack([Variation.draw(1, item.generator("variation"), exposure_stops) for item in part.items])
 
 
 def read_frames(

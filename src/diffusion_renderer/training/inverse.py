@@ -19,6 +19,7 @@ from diffusion_renderer.training.latent import Conditions, LatentStage, Predict
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
 from diffusion_renderer.training.steps import Part
+from diffusion_renderer.training.variation import SEEN_STOPS
 
 #: How much a buffer counts in the error of the patches' mean colour, 1 where it is not named: roughness is learnt last and
 #: least.
@@ -35,6 +36,7 @@ class InverseStage(LatentStage):
 
     name = "inverse"
     kind = "inverse"
+    exposure_stops = SEEN_STOPS
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, data: Mixture, options: TrainOptions) -> None:
         super().__init__(preset, vae, data, options)

@@ -28,7 +28,7 @@ from diffusion_renderer.training.images import Frames, evenly, frame_index, read
 from diffusion_renderer.training.options import TrainOptions
 from diffusion_renderer.training.presets import Preset
 from diffusion_renderer.training.steps import Item, Part, derived_seed
-from diffusion_renderer.training.variation import Variation
+from diffusion_renderer.training.variation import EXPOSURE_STOPS, Variation
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class LatentStage:
     name: str
     kind: Kind
     network: nn.Module
+    #: Range in which `variation` draws the light's strength.
+    exposure_stops: tuple[float, float] = EXPOSURE_STOPS
 
     def __init__(self, preset: Preset, vae: AutoencoderKLTemporalDecoder, data: Mixture, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
@@ -185,7 +187,7 @@ class LatentStage:
 
     def variation(self, part: Part, training: bool = True) -> Variation:
         """How the part's items are varied."""
-        return variation_of(part, training and self.options.augment)
+        return variation_of(part, training and self.options.augment, self.exposure_stops)
 
     @torch.no_grad()
     def encode(

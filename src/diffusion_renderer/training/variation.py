@@ -25,8 +25,11 @@ LEAST_ZOOM = 0.7
 MARGIN = 0.03
 #: How often red, green and blue are permuted, the light is made stronger or weaker, and time runs backwards.
 RECOLOUR_SHARE, EXPOSURE_SHARE, BACKWARDS_SHARE = 0.5, 0.5, 0.5
-#: Darkest and brightest light, stops. Brighter frames burn, so there is less room above.
-EXPOSURE_STOPS = (-1.75, 1.25)
+#: Darkest and brightest light, stops, where the video is what is learnt. Brighter frames burn, and what burns in the stored
+#: ones is not known in less light.
+EXPOSURE_STOPS = (-1.0, 0.5)
+#: The same where it is only looked at: what burns or lies in the dark on a photograph has its buffers all the same.
+SEEN_STOPS = (-1.75, 1.25)
 
 _RGB, _BASE, _NORMAL = (IMAGES.index(name) for name in ("rgb", "basecolor", "normal"))
 
@@ -53,8 +56,8 @@ class Variation:
     backwards: Bool[Tensor, "clips"]
 
     @classmethod
-    def draw(cls, count: int, generator: torch.Generator) -> Variation:
-        """Independent variations for ``count`` clips.
+    def draw(cls, count: int, generator: torch.Generator, exposure_stops: tuple[float, float] = EXPOSURE_STOPS) -> Variation:
+        """Independent variations for ``count`` clips, in light of no less and no more than ``exposure_stops``.
 
         ``draw(1, generator)`` per clip, each with a generator of its own, and `stack` make a clip's variation independent of
         which others it is computed with.
@@ -67,7 +70,7 @@ class Variation:
         reach = 1 - side + 2 * MARGIN
         orders = uniform(count, 3).argsort(dim=1)
         same = uniform(count, 1) >= RECOLOUR_SHARE
-        low, high = EXPOSURE_STOPS
+        low, high = exposure_stops
         stops = torch.where(uniform(count) < EXPOSURE_SHARE, low + (high - low) * uniform(count), torch.zeros(count))
         return cls(
             side=side,
