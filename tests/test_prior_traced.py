@@ -103,3 +103,36 @@ def test_the_filter_does_not_cross_edges() -> None:
 def test_values_are_display_values() -> None:
     picture = Prior("ssrt", random_light(sun=500.0))(FLOOR, SAMPLE.camera, STILL)
     assert picture.min() >= 0 and picture.max() <= 1 and torch.isfinite(picture).all()
+
+
+def test_what_was_traced_for_a_small_picture_serves_the_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames in other pieces as well; another depth, light or rotation is traced anew, and what is kept is bounded."""
+    monkeypatch.setattr(prior, "TRACED_AREA", 32 * 32)
+    frames, traced = 3, []
+    radiance = ScreenSpaceRayTracer.radiance
+
+    def counted(self, seen, *rest, **named):
+        traced.append(len(seen.depth))
+        return radiance(self, seen, *rest, **named)
+
+    turned = exact_sample(frames=frames, size=(64, 64))
+    turns = torch.eye(3).expand(frames, 3, 3)
+    plain = Prior("ssrt", LIGHT)(turned.gbuffer, turned.camera, turns)
+    monkeypatch.setattr(ScreenSpaceRayTracer, "radiance", counted)
+    shade = Prior("ssrt", LIGHT)
+    shade(turned.gbuffer, turned.camera, turns, (32, 32))
+    assert sum(traced) == frames
+    parts = [shade(turned.gbuffer[some], turned.camera[some], turns[some]) for some in (slice(0, 2), slice(2, 3))]
+    # Sums over the lights are rounded otherwise in pieces of another length.
+    assert sum(traced) == frames and torch.allclose(torch.cat(parts), plain, atol=1e-5)
+
+    moved = replace(turned.gbuffer, depth=1.01 * turned.gbuffer.depth)
+    shade(moved, turned.camera, turns)
+    shade(turned.gbuffer, turned.camera, turns * torch.tensor([-1.0, 1.0, -1.0]))
+    assert sum(traced) == 3 * frames
+    Prior("ssrt", random_light(sun=5.0))(turned.gbuffer, turned.camera, turns)
+    assert sum(traced) == 4 * frames
+    monkeypatch.setattr(prior, "KEPT", 1)
+    shade(turned.gbuffer, turned.camera, turns)
+    shade(turned.gbuffer[:1], turned.camera[:1], turns[:1])
+    assert sum(traced) == 4 * frames + 1
