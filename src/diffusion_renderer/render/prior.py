@@ -44,8 +44,8 @@ TRACED_MARGIN = 1.5
 #: seen in shows some of the background. On 32 rendered stills 0.09 dB (split-sum 0.08) better than none, on 24 with estimated
 #: buffers 0.13 dB; (1, 2, 1) 0.03 and 0.14. Pixels outside are left alone: where masks are true, nothing was seen there.
 OUTLINE = (1 / 6, 4 / 6, 1 / 6)
-#: Frames whose traced difference is kept, at most: the picture that a network is given and the large one that it changes are made
-#: some frames apart, and the same rays serve both.
+#: Frames whose traced difference is kept, at most: the picture that a network is given and the large one that it changes are
+#: made some frames apart, and the same rays serve both.
 KEPT = 64
 #: The brightest radiance of a picture that is not cut at white.
 BURNT = 16.0
