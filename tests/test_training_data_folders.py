@@ -18,7 +18,7 @@ from test_training_data import real_clip, video_only, without, write
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.types import Clip, EnvironmentMap
-from diffusion_renderer.training.data import DataSource, load_frames, load_mixture
+from diffusion_renderer.training.data import DataSource, load_frames, load_mixture, loading
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
@@ -243,3 +243,22 @@ def test_clips_as_their_videos_are(tmp_path: Path) -> None:
     clip = replace(synthetic_clip(0, frames=1, size=8), clip=Clip(frames))
     store = load_frames((write(tmp_path / "a", clip).path,), tmp_path / "cache")
     assert torch.equal(store.take(torch.tensor([0]))[:, 0], (frames * 255).round().to(torch.uint8))
+
+
+def test_shards_that_are_loaded_side_by_side_share_the_processor() -> None:
+    """Each with its part of PyTorch's threads, which are all there again afterwards, whatever happens."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        seen: list[int] = []
+        loading._load_all([lambda: (seen.append(torch.get_num_threads()), ())[1]] * 3, max_bad=0.0)
+        assert seen == [4 // loading.THREADS] * 3 and torch.get_num_threads() == 4
+
+        def fails() -> tuple:
+            raise InputError("a shard", "none", "render one")
+
+        with pytest.raises(InputError):
+            loading._load_all([fails], max_bad=0.0)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
