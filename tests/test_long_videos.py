@@ -13,12 +13,13 @@ from watched_clip import Watched
 
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.geometry import rotation_y
+from diffusion_renderer.core.store import BoundedStore, content_key, tensor_bytes
 from diffusion_renderer.core.types import Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.diffusion import SOLVERS
 from diffusion_renderer.models import attention
 from diffusion_renderer.pipelines import DiffusionForwardRenderer, DiffusionInverseRenderer, load_forward, load_inverse
 from diffusion_renderer.pipelines.depth import DepthAlignment, apply_lines, fit_depth
-from diffusion_renderer.pipelines.held import BoundedStore, HeldFrames, content_key, tensor_bytes
+from diffusion_renderer.pipelines.held import HeldFrames
 from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.pipelines.resuming import ResumePoint
 from diffusion_renderer.pipelines.seams import border_pairs, handover_pairs, seam_ratio

@@ -9,6 +9,7 @@ import torch
 from exact_scene import exact_sample
 from test_render_ssrt import ball, random_light, wall
 
+from diffusion_renderer.core.types import GBuffer
 from diffusion_renderer.render import Prior, prior
 from diffusion_renderer.render.filtering import cross_bilateral
 from diffusion_renderer.render.ssrt import ScreenSpaceRayTracer
@@ -132,7 +133,11 @@ def test_what_was_traced_for_a_small_picture_serves_the_large_one(monkeypatch: p
     assert sum(traced) == 3 * frames
     Prior("ssrt", random_light(sun=5.0))(turned.gbuffer, turned.camera, turns)
     assert sum(traced) == 4 * frames
-    monkeypatch.setattr(prior, "KEPT", 1)
+    monkeypatch.setattr(prior, "KEPT", 2 * 3 * 32 * 32 * 4)
+    shade = Prior("ssrt", LIGHT)
     shade(turned.gbuffer, turned.camera, turns)
     shade(turned.gbuffer[:1], turned.camera[:1], turns[:1])
-    assert sum(traced) == 4 * frames + 1
+    assert sum(traced) == 5 * frames + 1
+    still = GBuffer(**{name: tensor[:1].expand(4, -1, -1, -1) for name, tensor in turned.gbuffer.tensors()})
+    Prior("ssrt", LIGHT)(still, None, torch.eye(3).expand(4, 3, 3))
+    assert sum(traced) == 5 * frames + 2

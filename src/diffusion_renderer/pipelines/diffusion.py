@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from diffusion_renderer.core.devices import has_fast_bfloat16
 from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.resize import Fit, fit_size
+from diffusion_renderer.core.store import BoundedStore, content_key, tensor_bytes
 from diffusion_renderer.diffusion import NoiseSchedule, VPrediction, find_solver, network_calls
 from diffusion_renderer.models import Checkpoint, LatentCodec, check_decoder
-from diffusion_renderer.pipelines.held import BoundedStore, content_key, tensor_bytes
 from diffusion_renderer.pipelines.protocols import Progress
 from diffusion_renderer.pipelines.settings import read_settings
 from diffusion_renderer.pipelines.windows import Sampled, first_window, plan_windows, sample_windows

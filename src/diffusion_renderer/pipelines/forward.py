@@ -17,6 +17,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.packing import pack_image
 from diffusion_renderer.core.resize import Fit, resize
 from diffusion_renderer.core.sources import GBufferSource
+from diffusion_renderer.core.store import BoundedStore, tensor_bytes
 from diffusion_renderer.core.types import Camera, Clip, EnvironmentMap, GBuffer
 from diffusion_renderer.light import EnvironmentImages, environment_images
 from diffusion_renderer.models import CONCATENATED, Checkpoint, LightInput, LightReader
@@ -31,7 +32,7 @@ from diffusion_renderer.pipelines.diffusion import (
     no_tick,
     ticker,
 )
-from diffusion_renderer.pipelines.held import BoundedStore, HeldFrames, tensor_bytes
+from diffusion_renderer.pipelines.held import HeldFrames
 from diffusion_renderer.pipelines.noise import frame_noise
 from diffusion_renderer.pipelines.protocols import Progress
 from diffusion_renderer.pipelines.resuming import Call, Note, ResumePoint

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Hashable
 from dataclasses import fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from diffusion_renderer.core.errors import InputError
 from diffusion_renderer.core.names import check_name
 from diffusion_renderer.core.panorama import average_panorama
 from diffusion_renderer.core.resize import resize
+from diffusion_renderer.core.store import BoundedStore, content_key, tensor_bytes
 from diffusion_renderer.core.types import DEFAULT_BUFFERS, Camera, EnvironmentMap, GBuffer
 from diffusion_renderer.light import sample_panorama
 from diffusion_renderer.render.filtering import cross_bilateral
@@ -44,9 +46,9 @@ TRACED_MARGIN = 1.5
 #: seen in shows some of the background. On 32 rendered stills 0.09 dB (split-sum 0.08) better than none, on 24 with estimated
 #: buffers 0.13 dB; (1, 2, 1) 0.03 and 0.14. Pixels outside are left alone: where masks are true, nothing was seen there.
 OUTLINE = (1 / 6, 4 / 6, 1 / 6)
-#: Frames whose traced difference is kept, at most: the picture that a network is given and the large one that it changes are
-#: made some frames apart, and the same rays serve both.
-KEPT = 64
+#: Bytes of traced differences that are kept, 64 frames of 128 x 128 and more: the picture that a network is given and the large
+#: one that it changes are made some frames apart, and the same rays serve both.
+KEPT = 2**24
 #: The brightest radiance of a picture that is not cut at white.
 BURNT = 16.0
 
@@ -160,7 +162,7 @@ class Traced:
             radiance = average_panorama(radiance, TRACED_ROWS, 2 * TRACED_ROWS)
         self._light = EnvironmentMap(radiance, light.name)
         self._tracer = ScreenSpaceRayTracer(SAMPLES, steps=STEPS, thickness=THICKNESS, bounces=BOUNCES, device="cpu")
-        self._kept: dict[bytes, Float[Tensor, "3 height width"]] = {}
+        self._kept: BoundedStore[Tensor] = BoundedStore(KEPT, tensor_bytes)
 
     @torch.no_grad()
     def change(
@@ -171,13 +173,12 @@ class Traced:
         The pictures must be those that split-sum shading makes of ``seen``. Frames that were traced lately (`KEPT`) are not
         traced again.
         """
-        keys = _digests(seen, rotations)
-        if not all(key in self._kept for key in keys):
-            self._kept.update(zip(keys, self._made(seen, pictures, rotations), strict=True))
-        change = torch.stack([self._kept[key] for key in keys])
-        for key in list(self._kept)[:-KEPT]:
-            del self._kept[key]
-        return change
+        found = []
+        for frame in (slice(number, number + 1) for number in range(len(rotations))):
+            one = Surface(**{item.name: getattr(seen, item.name)[frame] for item in fields(seen)})
+            make = partial(self._made, one, pictures[frame], rotations[frame])
+            found.append(self._kept.get(_key(one, rotations[frame]), make))
+        return torch.cat(found)
 
     def _made(
         self, seen: Surface, pictures: Float[Tensor, "frames 3 height width"], rotations: Float[Tensor, "frames 3 3"]
@@ -194,17 +195,11 @@ class Traced:
         return change
 
 
-def _digests(seen: Surface, rotations: Float[Tensor, "frames 3 3"]) -> list[bytes]:
-    """What tells the frames of a surface and their light apart; 1 ms a frame of 128 x 128."""
-    parts = [getattr(seen, item.name) for item in fields(seen)]
-    found = []
-    for frame, rotation in enumerate(rotations):
-        digest = hashlib.blake2b(digest_size=16)
-        for tensor in (*(part[frame] for part in parts), rotation):
-            digest.update(f"{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().data)
-        found.append(digest.digest())
-    return found
+def _key(seen: Surface, rotation: Float[Tensor, "1 3 3"]) -> tuple[Hashable, ...]:
+    """What tells a frame of a surface under its light from others."""
+    maps = [getattr(seen, item.name) for item in fields(seen)]
+    images = torch.cat([part[..., None] if part.ndim == 3 else part for part in maps if part.ndim > 1], dim=-1)
+    return content_key(images, *seen.focal.tolist(), *rotation.flatten().tolist())
 
 
 def _smaller(gbuffer: GBuffer, size: tuple[int, int], relative: bool) -> GBuffer:

@@ -28,11 +28,11 @@ def printed(rng: np.random.Generator, size: int) -> Layers:
         name=f"{kind} print",
     )
     inks = [_ink(rng, kind) for _ in range(int(rng.integers(1, 3)))]
-    glossier = rng.uniform(-0.2, 0.15) if rng.random() < 0.4 else 0.0
+    rougher = rng.uniform(-0.2, 0.15) if rng.random() < 0.4 else 0.0
     shapes = ((_RASTER, _raster), (_RULED, _ruled), (_LINES, _straight), (_TEXT, _text))
     drawn = [shape(rng, size) for share, shape in shapes if rng.random() < share] or [_raster(rng, size)]
     for mask in drawn:
-        base = base.covered(mask, inks[int(rng.integers(len(inks)))], base.roughness + np.float32(glossier))
+        base = base.covered(mask, inks[int(rng.integers(len(inks)))], base.roughness + np.float32(rougher))
     return base
 
 
